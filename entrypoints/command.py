@@ -1,0 +1,70 @@
+"""What every command shares: parser style, log levels, exit codes."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from fedsam_pipeline.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USER_INPUT, FedsamError
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults to the help, but not where there is nothing to say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def command_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose ``-h`` shows defaults, with the flags that every command has."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=_HelpFormatter)
+    parser.add_argument("--verbose", action="store_true", help="print debug messages")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parses ``argv``, calls ``body`` and turns its outcome into an exit code.
+
+    0 done, 1 some cases failed (``body`` returns 1), 2 the user's input, 3 internal, 130 interrupted.
+    """
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="%(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+    for noisy in ("matplotlib", "PIL", "urllib3", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return body(arguments) or EXIT_DONE
+    except FedsamError as error:
+        logging.getLogger("fedsam_pipeline").debug("raised here", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: not an error of ours
+        return EXIT_DONE
+    except Exception:
+        traceback.print_exc()
+        print("internal error: please report the lines above", file=sys.stderr)
+        return EXIT_INTERNAL

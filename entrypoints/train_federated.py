@@ -1,0 +1,81 @@
+"""fedsam_train_federated: federated, local or centralized training of a recipe."""
+
+import argparse
+from collections.abc import Sequence
+
+from fedsam_pipeline.entrypoints.command import command_parser, positive_int, run_command
+from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.pipeline.train import train
+from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
+from fedsam_pipeline.pipeline.train_table import result_table
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = command_parser("fedsam_train_federated", "Train a recipe on a planned dataset. Values left open come from the plan.")
+    parser.add_argument("-d", metavar="DATASET", help="number or name of the dataset; not needed when only one is planned")
+    parser.add_argument("-r", default="flap_sam", metavar="RECIPE", help="recipe: a name, or a TOML file")
+    parser.add_argument("-p", default="plans", metavar="PLANS", help="name of the plans")
+    parser.add_argument("-f", default="0", metavar="FOLD", help="fold 0 to 4, or all (trains on everything, validates nothing)")
+    parser.add_argument("-m", metavar="BASE_MODEL", help="base model that the plan must be for")
+    parser.add_argument(
+        "--protocol",
+        choices=("federated", "local", "centralized"),
+        default="federated",
+        help="all sites together, each site alone (one run a site), or one site that holds all cases and takes the summed steps",
+    )
+    parser.add_argument("--rounds", type=positive_int, help="rounds of aggregation")
+    parser.add_argument("--local_steps", type=positive_int, help="optimizer steps a site takes in a round")
+    parser.add_argument("--lr", type=float, help="peak learning rate")
+    parser.add_argument(
+        "--val_every",
+        type=int,
+        metavar="ROUNDS",
+        help="score the global model every so many rounds on at most 8 cases a site; 0 never (default: four times a run)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all random draws")
+    parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
+    parser.add_argument(
+        "--workers", type=positive_int, help="sites that compute at the same time in simulation (default: as many as cores)"
+    )
+    parser.add_argument("--random_init", action="store_true", help="control experiment: random base weights instead of pre-trained ones")
+    parser.add_argument("--c", action="store_true", help="continue an interrupted run from its last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
+    return parser
+
+
+def _body(arguments: argparse.Namespace) -> None:
+    folders = data_folders()
+    if notice := folders.notice():
+        print(notice)
+    preprocessed = choose_dataset(
+        folders.preprocessed, arguments.d, marker=f"{arguments.p}.json", stage="planned", fix="fedsam_plan_and_preprocess -d 1, for example"
+    )
+    print(f"dataset {preprocessed.name}")
+    request = TrainRequest(
+        recipe=arguments.r,
+        plans_name=arguments.p,
+        base_model=arguments.m,
+        fold=arguments.f,
+        protocol=arguments.protocol,
+        rounds=arguments.rounds,
+        local_steps=arguments.local_steps,
+        learning_rate=arguments.lr,
+        val_every=arguments.val_every,
+        seed=arguments.seed,
+        device=arguments.device,
+        workers=arguments.workers,
+        random_init=arguments.random_init,
+        resume=arguments.c,
+        overwrite=arguments.overwrite,
+    )
+    states = []
+    for setup in run_setups(preprocessed, folders.results, request):
+        print(f"run {setup.folder}: {len(setup.sites)} site(s), {setup.schedule.rounds} rounds of {setup.schedule.local_steps} steps")
+        states.append(train(setup, request))
+    print(result_table(states))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(build_parser(), _body, argv)

@@ -1,0 +1,322 @@
+"""What is checked in ``dataset.json`` and in the file names beside it, one function a key. No pixel is read here."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsam_pipeline.dataset.volume import FILE_ENDINGS
+from fedsam_pipeline.errors import FedsamError
+
+SHOWN = 5
+"""how many offending cases an error names"""
+_SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+
+ExplicitCases = dict[str, tuple[tuple[Path, ...], Path]]
+
+
+def complain(path: Path, what: str, *, found: object = None, expected: object = None, fix: str | None = None) -> FedsamError:
+    """An error about the raw dataset that always says how to mend it."""
+    return FedsamError(what, path=path, found=found, expected=expected, fix=fix or "mend dataset.json (docs/formats.md shows one)")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of ``names``, sorted, and how many there are."""
+    listed = sorted(names)
+    text = ", ".join(listed[:SHOWN])
+    return f"{len(listed)}: {text}{', ...' if len(listed) > SHOWN else ''}"
+
+
+def require_keys(content: Mapping[str, Any], path: Path) -> None:
+    """``channel_names`` (or nnU-Net v1's ``modality``), ``labels`` and ``file_ending`` must be there; all that lack are named at once."""
+    missing = [key for key in ("channel_names", "labels", "file_ending") if key not in content]
+    if "modality" in content and "channel_names" in missing:
+        missing.remove("channel_names")
+    if missing:
+        raise complain(
+            path,
+            "dataset.json lacks keys",
+            found=", ".join(content) or "no keys",
+            expected=f"also {', '.join(missing)}",
+            fix='add them, such as "channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"; '
+            "a Medical Segmentation Decathlon folder is converted by fedsam_convert_dataset msd",
+        )
+
+
+def read_channel_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Channel names in order, from ``channel_names`` or ``modality``."""
+    value = content.get("channel_names", content.get("modality"))
+    numbers = [str(number) for number in range(len(value))] if isinstance(value, dict) else []
+    if not isinstance(value, dict) or not value or set(value) != set(numbers) or not all(isinstance(name, str) for name in value.values()):
+        raise complain(path, "channel_names is not usable", found=value, expected='numbers from 0 without a gap, such as {"0": "CT"}')
+    return tuple(value[number] for number in numbers)
+
+
+def read_labels_key(content: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """Class names to values, ordered by value."""
+    value = content["labels"]
+    if not isinstance(value, dict) or not value:
+        raise complain(path, "labels is not usable", found=value, expected='such as {"background": 0, "liver": 1}')
+    regions = [name for name, number in value.items() if isinstance(number, list | tuple)]
+    if regions:
+        raise complain(
+            path,
+            "regions are not supported by this version",
+            found=f"labels with several values: {', '.join(regions)}",
+            expected="one value a class",
+            fix="list the plain classes in labels; merge them after prediction",
+        )
+    if "ignore" in value:
+        raise complain(
+            path,
+            "an ignore label is not supported by this version",
+            found=f'"ignore": {value["ignore"]}',
+            expected="masks in which every voxel has a class",
+            fix="leave partly annotated cases out, and remove ignore from labels",
+        )
+    numbers = list(value.values())
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    if not whole or value.get("background") != 0 or sorted(numbers) != list(range(len(numbers))) or len(numbers) < 2:
+        raise complain(
+            path,
+            "labels are not numbered as expected",
+            found=value,
+            expected='"background": 0, then the classes as 1, 2, 3, ... without a gap, at least one',
+            fix="renumber the classes in dataset.json and in the masks; name comes first, as in nnU-Net v2",
+        )
+    return {name: int(number) for name, number in sorted(value.items(), key=lambda item: item[1])}
+
+
+def read_file_ending(content: Mapping[str, Any], path: Path) -> str:
+    """The ending of all image and mask files."""
+    value = content["file_ending"]
+    if value not in FILE_ENDINGS:
+        raise complain(path, "file_ending is unknown", found=value, expected=f"one of {', '.join(FILE_ENDINGS)}")
+    return str(value)
+
+
+def read_explicit_cases(content: Mapping[str, Any], path: Path, folder: Path) -> ExplicitCases | None:
+    """nnU-Net v2's ``dataset`` map, case to (images, label); relative paths start at the dataset's folder. ``None`` without the key."""
+    if "dataset" not in content:
+        return None
+    value = content["dataset"]
+    shape = '{"CASE": {"images": ["..."], "label": "..."}}'
+    if not isinstance(value, dict) or not value:
+        raise complain(path, "dataset is not usable", found=type(value).__name__, expected=shape)
+    bad = [case for case, entry in value.items() if not _is_explicit_entry(entry)]
+    if bad:
+        raise complain(path, "entries of dataset are not usable", found=some(bad), expected=shape)
+    _check_names(value, "case", path)
+    return {
+        case: (tuple(folder / image for image in entry["images"]), folder / entry["label"])  # "/" keeps absolute paths as they are
+        for case, entry in value.items()
+    }
+
+
+def check_files(explicit: ExplicitCases, path: Path, channels: int) -> None:
+    """Every listed file must be there, and every case must have all channels."""
+    wrong = [f"{case} ({len(images)})" for case, (images, _) in explicit.items() if len(images) != channels]
+    if wrong:
+        raise complain(path, "cases have a wrong number of channels", found=some(wrong), expected=f"{channels} image files a case")
+    gone = [f"{case} ({file.name})" for case, (images, label) in explicit.items() for file in (*images, label) if not file.is_file()]
+    if gone:
+        raise complain(path, "files that dataset.json lists are missing", found=some(gone), fix="restore the files, or remove the entries")
+
+
+def find_training_cases(folder: Path, ending: str, channels: int) -> list[str]:
+    """Cases of ``imagesTr``, sorted; each must have all channels and a mask in ``labelsTr``."""
+    for name in ("imagesTr", "labelsTr"):
+        if not (folder / name).is_dir():
+            raise complain(folder / name, "a folder of the raw dataset is missing", fix=f"create {name} and put the files there")
+    cases = _cases_of(folder / "imagesTr", ending, channels)
+    if not cases:
+        raise complain(
+            folder / "imagesTr",
+            "the dataset has no cases",
+            found=some(file.name for file in _visible(folder / "imagesTr")),
+            expected=f"files named CASE_0000{ending}",
+            fix="add images, or correct file_ending in dataset.json",
+        )
+    masks = {file.name.removesuffix(ending) for file in _visible(folder / "labelsTr") if file.name.endswith(ending)}
+    without_mask = set(cases) - masks
+    if without_mask:
+        raise complain(
+            folder / "labelsTr",
+            "labels are missing",
+            found=f"no mask for {some(without_mask)}",
+            expected=f"one file CASE{ending} for each case of imagesTr",
+            fix="add the masks, or move these images to imagesTs",
+        )
+    without_image = masks - set(cases)
+    if without_image:
+        raise complain(
+            folder / "imagesTr",
+            "masks have no image",
+            found=some(without_image),
+            expected=f"CASE_0000{ending} in imagesTr for each mask of labelsTr",
+            fix="add the images, or remove the masks",
+        )
+    return cases
+
+
+def find_test_cases(folder: Path, ending: str, channels: int) -> list[str]:
+    """Cases of ``imagesTs``, sorted; none where the folder is missing."""
+    images = folder / "imagesTs"
+    return _cases_of(images, ending, channels) if images.is_dir() else []
+
+
+def assign_sites(content: Mapping[str, Any], key: str, cases: Sequence[str], path: Path, *, default: str) -> dict[str, tuple[str, ...]]:
+    """Site to cases, both sorted; without the key all cases belong to ``default``.
+
+    Raises:
+        FedsamError: an empty site, a case in two sites or in none, or a case without files.
+    """
+    if key not in content:
+        return {default: tuple(sorted(cases))} if cases else {}
+    value = content[key]
+    shape = f'"{key}": {{"site_a": ["CASE", ...], ...}}'
+    if (
+        not isinstance(value, dict)
+        or (not value and cases)
+        or not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in value.values())
+    ):
+        raise complain(path, f"{key} is not usable", found=value if isinstance(value, str) else type(value).__name__, expected=shape)
+    _check_names(value, "site", path)
+    empty = [site for site, names in value.items() if not names]
+    if empty:
+        raise complain(
+            path,
+            f"{key} has empty sites",
+            found=", ".join(sorted(empty)),
+            expected="at least one case a site",
+            fix="add cases, or remove the site",
+        )
+    owners = defaultdict(list)
+    for site, names in value.items():
+        for name in names:
+            owners[name].append(site)
+    twice = [f"{name} ({', '.join(where)})" for name, where in owners.items() if len(where) > 1]
+    if twice:
+        raise complain(path, f"cases are in {key} more than once", found=some(twice), expected="each case in exactly one site")
+    without_files = set(owners) - set(cases)
+    if without_files:
+        where = "imagesTr" if key == "sites" else "imagesTs"
+        raise complain(
+            path,
+            f"{key} names cases that have no files",
+            found=some(f"{name} ({owners[name][0]})" for name in without_files),
+            expected=f"CASE_0000 in {where} for each case",
+            fix="add the files, or remove the names (case names come without _0000 and without file ending)",
+        )
+    without_site = set(cases) - set(owners)
+    if without_site:
+        raise complain(path, f"cases belong to none of the {key}", found=some(without_site), expected="each case in exactly one site")
+    return {site: tuple(sorted(value[site])) for site in sorted(value)}
+
+
+def read_patients(content: Mapping[str, Any], path: Path, cases: Collection[str]) -> dict[str, str]:
+    """Case to patient; cases that are not named are patients of their own."""
+    value = content.get("patients", {})
+    if not isinstance(value, dict) or not all(isinstance(patient, str) for patient in value.values()):
+        raise complain(path, "patients is not usable", found=type(value).__name__, expected='"patients": {"CASE": "patient", ...}')
+    unknown = set(value) - set(cases)
+    if unknown:
+        raise complain(path, "patients names cases that do not exist", found=some(unknown), expected="names of cases in this dataset")
+    return dict(sorted(value.items()))
+
+
+def read_site_labels(
+    content: Mapping[str, Any], path: Path, sites: Collection[str], labels: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
+    """Site to the classes it annotated. A site that annotated only some of them is refused: the others would be learnt as background."""
+    value = content.get("site_labels", {})
+    foreground = set(labels) - {"background"}
+    if not isinstance(value, dict) or not all(isinstance(names, list) for names in value.values()):
+        raise complain(path, "site_labels is not usable", found=type(value).__name__, expected='"site_labels": {"site_a": ["liver"], ...}')
+    wrong = [
+        f"{site}: {', '.join(map(str, names))}"
+        for site, names in value.items()
+        if site not in sites or not set(names) - {"background"} <= foreground
+    ]
+    if wrong:
+        raise complain(
+            path,
+            "site_labels names sites or classes that do not exist",
+            found=some(wrong),
+            expected=f"sites {', '.join(sorted(sites))}; classes {', '.join(sorted(foreground))}",
+        )
+    partial = [f"{site}: {', '.join(names)}" for site, names in value.items() if set(names) - {"background"} != foreground]
+    if partial:
+        raise complain(
+            path,
+            "partial labels are not supported by this version",
+            found=some(partial),
+            expected=f"every site annotates {', '.join(sorted(foreground))}",
+            fix="leave these sites out, or make a dataset of the classes that all sites annotated",
+        )
+    return {site: tuple(names) for site, names in sorted(value.items())}
+
+
+def _cases_of(folder: Path, ending: str, channels: int) -> list[str]:
+    found: dict[str, list[int]] = defaultdict(list)
+    unnumbered = []
+    for file in _visible(folder):
+        if not file.name.endswith(ending):
+            continue
+        match = _CHANNEL.match(file.name.removesuffix(ending))
+        if match is None:
+            unnumbered.append(file.name)
+        else:
+            found[match.group(1)].append(int(match.group(2)))
+    if unnumbered:
+        raise complain(
+            folder,
+            "image file names lack the channel number",
+            found=some(unnumbered),
+            expected=f"CASE_0000{ending}",
+            fix="rename the files, the first channel with _0000",
+        )
+    wanted = set(range(channels))
+    faults = []
+    for case, numbers in found.items():
+        faults += [f"{case}_{number:04d} missing" for number in sorted(wanted - set(numbers))]
+        faults += [f"{case}_{number:04d} too many" for number in sorted(set(numbers) - wanted)]
+    if faults:
+        raise complain(
+            folder,
+            "cases have a wrong number of channels",
+            found=some(faults),
+            expected=f"{channels} files a case, _0000 to _{channels - 1:04d}, as channel_names says",
+            fix="add the missing files, remove the others, or correct channel_names in dataset.json",
+        )
+    return sorted(found)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Files that are not hidden; macOS strews ``._`` files into archives."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _is_explicit_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("images"), list)
+        and all(isinstance(image, str) for image in entry["images"])
+        and isinstance(entry.get("label"), str)
+    )
+
+
+def _check_names(names: Iterable[str], kind: str, path: Path) -> None:
+    """Names become file names: nothing that could leave the folder, and no two that differ in case only."""
+    names = list(names)
+    bad = [name for name in names if not _SAFE_NAME.match(name)]
+    if bad:
+        raise complain(
+            path, f"{kind} names cannot be file names", found=some(map(repr, bad)), expected="letters, digits, _ . and -", fix="rename them"
+        )
+    folded = Counter(name.lower() for name in names)
+    same = [name for name in names if folded[name.lower()] > 1]
+    if same:
+        raise complain(path, f"{kind} names differ only in upper and lower case", found=some(same), fix="rename them")

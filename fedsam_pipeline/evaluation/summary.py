@@ -1,0 +1,199 @@
+"""From counts of cases to the Dice of classes, sites and the federation.
+
+The order of the means is fixed (``metrics.RULE``): over the cases of a site, then over classes, then unweighted over sites, so that a
+large hospital does not outvote a small one. NaN (a class absent in both masks) is left out of every mean, and counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsam_pipeline.evaluation.metrics import RULE, dice_from_counts, iou_from_counts
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SiteDice:
+    """Dice of one site, or of all of them together.
+
+    Attributes:
+        classes: (K - 1,) mean Dice of each foreground class; NaN where no case counted.
+        dice: their mean; NaN where no class counted.
+        num_cases: cases that were scored.
+        absent: (K - 1,) cases that were left out because the class was absent in both masks.
+    """
+
+    classes: NDArray[np.float64]
+    dice: float
+    num_cases: int
+    absent: NDArray[np.int64]
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """JSON values, NaN as ``None``; ``class_names`` are the K - 1 foreground names in order of their values."""
+        return {
+            "classes": {name: _number(value) for name, value in zip(class_names, self.classes, strict=True)},
+            "dice": _number(self.dice),
+            "num_cases": self.num_cases,
+            "absent": {name: int(value) for name, value in zip(class_names, self.absent, strict=True)},
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], class_names: Sequence[str]) -> Self:
+        """The inverse of :meth:`to_dict`. Raises ``KeyError`` where a class or a key is missing."""
+        return cls(
+            classes=np.array([_float(value["classes"][name]) for name in class_names]),
+            dice=_float(value["dice"]),
+            num_cases=int(value["num_cases"]),
+            absent=np.array([int(value["absent"][name]) for name in class_names], dtype=np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One scored case: its name, its site, its two files, its counts (K - 1, 3) and its number of voxels."""
+
+    case: str
+    site: str
+    reference_file: str
+    prediction_file: str
+    counts: NDArray[np.int64]
+    num_voxels: int
+
+
+def summarize_site(cases: Sequence[NDArray[np.integer]]) -> SiteDice:
+    """Mean over cases, then over classes.
+
+    Args:
+        cases: one table (K - 1, 3) of counts a case, at least one.
+
+    Raises:
+        ValueError: no case.
+    """
+    if not cases:
+        raise ValueError("a site without scored cases has no Dice")
+    dice = dice_from_counts(np.stack(cases))
+    classes = _nanmean(dice, axis=0)
+    return SiteDice(classes, float(_nanmean(classes)), len(cases), np.isnan(dice).sum(axis=0))
+
+
+def combine_sites(sites: Mapping[str, SiteDice]) -> SiteDice:
+    """Unweighted mean over sites.
+
+    ``dice`` is the mean of the sites' ``dice``; each class is the mean of that class over sites. Where a site has no Dice it is left out.
+
+    Raises:
+        ValueError: no site.
+    """
+    if not sites:
+        raise ValueError("there is no site to combine")
+    ordered = [sites[name] for name in sorted(sites)]
+    return SiteDice(
+        classes=_nanmean(np.stack([site.classes for site in ordered]), axis=0),
+        dice=float(_nanmean(np.array([site.dice for site in ordered]))),
+        num_cases=sum(site.num_cases for site in ordered),
+        absent=np.sum([site.absent for site in ordered], axis=0),
+    )
+
+
+def summarize(cases: Sequence[CaseScore], class_names: Sequence[str]) -> dict[str, Any]:
+    """The content of ``summary.json``: nnU-Net's keys, and ours beside them.
+
+    nnU-Net's ``mean`` and ``foreground_mean`` weigh all cases equally, whatever their site; ``sites`` and ``dice`` follow the rule of this
+    package. NaN is ``None``.
+
+    Args:
+        cases: the scored cases, in any order.
+        class_names: foreground names in order of their values 1, 2, ...
+
+    Raises:
+        ValueError: no case.
+    """
+    ordered = sorted(cases, key=lambda score: (score.site, score.case))
+    by_site: dict[str, list[NDArray[np.int64]]] = {}
+    for score in ordered:
+        by_site.setdefault(score.site, []).append(score.counts)
+    sites = {name: summarize_site(tables) for name, tables in by_site.items()}
+    together = combine_sites(sites)
+    values = [_case_metrics(score) for score in ordered]
+    mean = {label: _mean_metrics([value[label] for value in values]) for label in values[0]}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rule": RULE,
+        "labels": {name: index for index, name in enumerate(class_names, start=1)},
+        "dice": _number(together.dice),
+        "all_sites": together.to_dict(class_names),
+        "sites": {name: site.to_dict(class_names) for name, site in sites.items()},
+        "foreground_mean": _json(_mean_metrics(list(mean.values()))),
+        "mean": {label: _json(row) for label, row in mean.items()},
+        "metric_per_case": [
+            {
+                "case": score.case,
+                "site": score.site,
+                "reference_file": score.reference_file,
+                "prediction_file": score.prediction_file,
+                "metrics": {label: _json(row) for label, row in value.items()},
+            }
+            for score, value in zip(ordered, values, strict=True)
+        ],
+    }
+
+
+def format_table(summary: Mapping[str, Any]) -> str:
+    """The Dice table of a summary as text: a row a site and one for their mean, a column a class and one for their mean."""
+    names = list(summary["labels"])
+    header = ["site", "cases", *names, "mean"]
+    rows = [(name, summary["sites"][name]) for name in sorted(summary["sites"])]
+    rows.append(("mean", summary["all_sites"]))
+    lines = [[name, str(row["num_cases"]), *(_cell(row["classes"][n]) for n in names), _cell(row["dice"])] for name, row in rows]
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+
+    def text(line: Sequence[str]) -> str:
+        return "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+
+    rule = "-" * len(text(header))
+    absent = ", ".join(f"{name} {count}" for name, count in summary["all_sites"]["absent"].items() if count)
+    notes = [summary["rule"]] + ([f"absent in both masks, not counted (cases): {absent}"] if absent else [])
+    return "\n".join([text(header), rule, *map(text, lines[:-1]), rule, text(lines[-1]), *notes])
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _case_metrics(score: CaseScore) -> dict[str, dict[str, float]]:
+    """nnU-Net's metrics of one case, by label value."""
+    dice, iou = dice_from_counts(score.counts), iou_from_counts(score.counts)
+    result: dict[str, dict[str, float]] = {}
+    for index, (tp, fp, fn) in enumerate(score.counts.tolist()):
+        true_negatives = score.num_voxels - tp - fp - fn
+        row = {"Dice": float(dice[index]), "IoU": float(iou[index]), "TP": tp, "FP": fp, "FN": fn, "TN": true_negatives}
+        result[str(index + 1)] = row | {"n_pred": tp + fp, "n_ref": tp + fn}
+    return result
+
+
+def _mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(_nanmean(np.array([row[key] for row in rows], dtype=np.float64))) for key in rows[0]}
+
+
+def _json(row: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: _number(value) for key, value in row.items()}
+
+
+def _nanmean(values: NDArray[np.float64], axis: int | None = None) -> NDArray[np.float64]:
+    """``np.nanmean`` that answers NaN for nothing but NaN without a warning."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

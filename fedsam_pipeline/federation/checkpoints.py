@@ -1,0 +1,91 @@
+"""Checkpoints of a run: whole folders, written aside and renamed, hash checked when read, the last two kept.
+
+The server's are ``checkpoints/round_NNNN``; a site's own (optimizer moments, tensors that never travel) are ``sites/SITE/state_rNNNN``.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_json, sha256_file, write_json
+
+KEPT = 2
+_TENSORS, _INFO = "tensors.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class CheckpointSeries:
+    """Numbered checkpoints of one kind in one folder.
+
+    Attributes:
+        folder: where they are.
+        prefix: of their names, followed by the round with four digits.
+    """
+
+    folder: Path
+    prefix: str
+
+    def rounds(self) -> list[int]:
+        """Rounds that have a checkpoint, ascending."""
+        pattern = re.compile(rf"^{re.escape(self.prefix)}(\d{{4,}})$")
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match.group(1)) for entry in self.folder.iterdir() if (match := pattern.match(entry.name)))
+
+    def path(self, round_number: int) -> Path:
+        """Folder of one round's checkpoint."""
+        return self.folder / f"{self.prefix}{round_number:04d}"
+
+    def save(self, round_number: int, tensors: dict[str, Tensor]) -> None:
+        """Writes a checkpoint and deletes all but the last two. An interrupted write leaves the earlier ones untouched."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".tmp-{secrets.token_hex(4)}"
+        try:
+            temporary.mkdir()
+            save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, temporary / _TENSORS)
+            digest = sha256_file(temporary / _TENSORS)
+            write_json(temporary / _INFO, {"schema_version": 1, "round": round_number, "sha256": digest})
+            target = self.path(round_number)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self.rounds():
+            if old <= round_number - KEPT:
+                shutil.rmtree(self.path(old))
+
+    def clear(self) -> None:
+        """Deletes all checkpoints."""
+        for number in self.rounds():
+            shutil.rmtree(self.path(number))
+
+    def load(self, round_number: int) -> dict[str, Tensor]:
+        """Tensors of a round.
+
+        Raises:
+            FedsamError: missing, or its hash differs.
+        """
+        path = self.path(round_number)
+        info = read_json(path / _INFO, fix="delete this folder; training then continues from the round before")
+        try:
+            found = sha256_file(path / _TENSORS)
+            if info.get("sha256") == found:
+                return load_file(path / _TENSORS)
+        except (OSError, SafetensorError) as error:
+            found = str(error)
+        raise FedsamError(
+            "a checkpoint is damaged",
+            path=path,
+            found=found,
+            expected=f"SHA-256 {info.get('sha256')}",
+            fix="delete this folder; training then continues from the round before",
+        )

@@ -1,0 +1,82 @@
+"""Reading and writing small files so that nothing half-written is ever left behind."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsam_pipeline.errors import FedsamError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; renamed onto it on success, deleted on any failure.
+
+    The temporary name keeps the suffixes, because writers choose a format by them.
+
+    Raises:
+        FedsamError: the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"no permission to write in {path.parent}")
+        yield temporary
+        os.replace(temporary, path)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise FedsamError(
+            "cannot write a file",
+            path=path,
+            found=str(error),
+            expected="a folder this user may write to",
+            fix=f"choose another output folder, or make {path.parent} writable",
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``content`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` (UTF-8) to ``path`` atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON, atomically. NaN is refused: write ``None``."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, fix: str | None = None) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+        fix: what the user should do when it is missing or broken.
+
+    Raises:
+        FedsamError: missing, unreadable, or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FedsamError("a file is missing", path=path, expected="a JSON file", fix=fix) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FedsamError("a file cannot be read as JSON", path=path, found=str(error), expected="valid JSON", fix=fix) from error
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,141 @@
+"""The ClientApp: turns messages into calls of ``SiteWorker`` and its answers into replies.
+
+What leaves a site is in ``messages.py`` and here: tensors of the manifest, counts, means. No case name, no path, no exception text: a
+failure is a code and an opaque id; the log of that site has the rest under the same id.
+"""
+
+import json
+import logging
+import secrets
+from collections.abc import Callable
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsam_pipeline.evaluation.summary import SiteDice
+from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, from_arrays, to_arrays
+from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
+from fedsam_pipeline.logs import log_file
+from fedsam_pipeline.memory import keep_freed_memory
+from fedsam_pipeline.training.local_trainer import RunSchedule, TrainingDiverged
+
+log = logging.getLogger(__name__)
+MAX_CASES_MID_RUN = 8
+"""Validation cases a site scores between rounds; after the last round it scores all"""
+
+FindSetup = Callable[[Context], SiteSetup]
+
+
+class AgreementBroken(ValueError):
+    """A hash of plan, recipe or base weights is not the one this site agreed to."""
+
+
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (AgreementBroken, "agreement_broken"),
+    (UpdateRefused, "update_refused"),
+    (StateMissing, "state_missing"),
+    (TrainingDiverged, "training_diverged"),
+)
+
+
+def make_client_app(find_setup: FindSetup) -> ClientApp:
+    """A ClientApp whose site is found from Flower's context (a partition in simulation, the node's configuration at a hospital)."""
+    app = ClientApp()
+
+    @app.train("round")
+    def train(message: Message, context: Context) -> Message:
+        return _answer(message, find_setup(context), _train)
+
+    @app.evaluate("fold")
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(message, find_setup(context), _evaluate)
+
+    return app
+
+
+def _answer(message: Message, setup: SiteSetup, handler: Callable[[RecordDict, SiteSetup], RecordDict]) -> Message:
+    """Runs a handler; whatever goes wrong stays in the site's log, and a code with an opaque id goes back."""
+    torch.set_num_threads(setup.num_threads)
+    keep_freed_memory()
+    logging.getLogger("fedsam_pipeline").setLevel(logging.INFO)
+    with log_file(setup.state_folder / "logs", "site", dated=False):
+        try:
+            content = handler(message.content, setup)
+        except Exception as error:
+            opaque = secrets.token_hex(4)
+            code = next((code for kind, code in _CODES if isinstance(error, kind)), "internal")
+            log.exception("failure %s (%s)", opaque, code)
+            failure = ConfigRecord({"site": setup.site, "failure": code, "failure_id": opaque})
+            content = RecordDict({CONFIG: failure, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
+    return Message(content, reply_to=message)
+
+
+def _checked_config(content: RecordDict, setup: SiteSetup) -> ConfigRecord:
+    config = content.config_records[CONFIG]
+    for name, agreed in setup.model.agreement().items():
+        if config[name] != agreed:
+            raise AgreementBroken(f"{name}: the message has {config[name]!r}, this site agreed to {agreed}")
+    return config
+
+
+def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
+    config = _checked_config(content, setup)
+    round_number = int(_number(config, "round"))
+    worker = SiteWorker(setup)
+    received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
+    validation = worker.evaluate(received, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
+    schedule = RunSchedule(
+        rounds=int(_number(config, "rounds")),
+        local_steps=int(_number(config, "local_steps")),
+        peak_learning_rate=_number(config, "learning_rate"),
+        seed=int(_number(config, "seed")),
+    )
+    tensors, result = worker.train(received, schedule, round_number)
+    log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
+    weight = len(setup.train_cases) if setup.model.recipe.aggregation.weighting == "size" else 1
+    metrics = MetricRecord(
+        {
+            NUM_EXAMPLES: weight,
+            "loss": result.loss,
+            "learning_rate": result.last_learning_rate,
+            "seconds": result.seconds,
+            "data_seconds": result.data_seconds,
+        }
+    )
+    return RecordDict({PAYLOAD: to_arrays(tensors), CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
+
+
+def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
+    config = _checked_config(content, setup)
+    worker = SiteWorker(setup)
+    received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
+    validation = worker.evaluate(received, report=setup.state_folder / "validation.json")
+    return RecordDict({CONFIG: _reply_config(config, setup, validation), METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases)})})
+
+
+def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, SiteDice]) -> ConfigRecord:
+    names = class_names(setup.model.plans.labels)
+    scores = {site: dice.to_dict(names) for site, dice in validation.items()}
+    return ConfigRecord(
+        {
+            "run_id": config["run_id"],
+            "round": config["round"],
+            "attempt": config["attempt"],
+            "site": setup.site,
+            "validation": json.dumps(scores),
+        }
+    )
+
+
+def class_names(labels: dict[str, int]) -> list[str]:
+    """Foreground names in order of their values."""
+    return [name for name, value in sorted(labels.items(), key=lambda item: item[1]) if value]
+
+
+def _number(config: ConfigRecord, key: str) -> float:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AgreementBroken(f"{key} is no number")
+    return value

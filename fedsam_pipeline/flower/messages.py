@@ -1,0 +1,26 @@
+"""What crosses the wire: message types, record keys, and how records are built and read."""
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from numpy.typing import NDArray
+from torch import Tensor
+
+TRAIN_ROUND, EVALUATE_FOLD = "train.round", "evaluate.fold"
+PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
+NUM_EXAMPLES = "num_examples"
+
+
+def to_arrays(tensors: dict[str, Tensor]) -> ArrayRecord:
+    """Tensors as a Flower record, in sorted order."""
+    return ArrayRecord({name: Array(tensors[name].detach().cpu().numpy()) for name in sorted(tensors)})
+
+
+def from_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    """The arrays of a record. Flower reads them with ``allow_pickle=False``."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def message_bytes(content: RecordDict) -> int:
+    """Bytes of a message's content as Flower serialises it."""
+    return int(recorddict_to_proto(content).ByteSize())

@@ -1,0 +1,267 @@
+"""The round loop: sends rounds out, checks what comes back, lets Flower's strategy aggregate, keeps checkpoints.
+
+Flower's own ``Strategy.start`` always counts from round 1, waits for ever for lost nodes and ends the run at one inconsistent reply; here
+a run continues from any round, and replies are checked before the strategy sees them.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor
+
+from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
+from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
+from fedsam_pipeline.flower.messages import (
+    CONFIG,
+    EVALUATE_FOLD,
+    METRICS,
+    NUM_EXAMPLES,
+    PAYLOAD,
+    TRAIN_ROUND,
+    from_arrays,
+    message_bytes,
+    to_arrays,
+)
+from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.training.local_trainer import RunSchedule
+
+log = logging.getLogger(__name__)
+REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds")
+
+
+class SiteFailed(RuntimeError):
+    """A site's reply is missing, is an error, or was refused, and the run needs that site."""
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What the server knows of a run.
+
+    Attributes:
+        run_id: opaque id that both sides compare.
+        schedule: rounds, steps, learning rate, seed.
+        val_every: the received model is scored in every so many rounds; 0 never.
+        agreement: hashes of plan, recipe and base weights.
+        num_sites: sites that must answer each round.
+        class_names: foreground names, in order.
+        timeout: seconds to wait for the replies of one round; ``None`` waits for all.
+    """
+
+    run_id: str
+    schedule: RunSchedule
+    val_every: int
+    agreement: dict[str, str]
+    num_sites: int
+    class_names: tuple[str, ...]
+    timeout: float | None = None
+
+
+@dataclass
+class SiteReply:
+    """A checked reply."""
+
+    site: str
+    metrics: dict[str, float]
+    validation: dict[str, SiteDice]
+    num_bytes: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line of ``progress.jsonl`` and one entry of ``communication.json``."""
+
+    progress: dict[str, Any]
+    communication: dict[str, Any]
+
+
+class RoundLoop:
+    """Runs rounds on a grid.
+
+    Args:
+        grid: Flower's connection to the sites.
+        strategy: aggregates; its record keys are those of ``messages.py``.
+        plan: of the run.
+        manifest: what may travel.
+        checkpoints: one is written after every round.
+        on_round: called with each finished round's record.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        strategy: FedAvg,
+        plan: RoundPlan,
+        manifest: Manifest,
+        checkpoints: CheckpointSeries,
+        on_round: Callable[[RoundRecord], None],
+    ) -> None:
+        self._grid, self._strategy, self._plan = grid, strategy, plan
+        self._manifest, self._checkpoints, self._on_round = manifest, checkpoints, on_round
+
+    def run(self, tensors: dict[str, Tensor], rounds_done: int) -> dict[str, Tensor]:
+        """Runs all rounds after ``rounds_done``; returns the federated tensors after the last.
+
+        Raises:
+            SiteFailed: a site did not give a usable answer.
+        """
+        for round_number in range(rounds_done + 1, self._plan.schedule.rounds + 1):
+            tensors, record = self._round(tensors, round_number)
+            self._checkpoints.save(round_number, tensors)
+            self._on_round(record)
+        return tensors
+
+    def evaluate(self, tensors: dict[str, Tensor]) -> tuple[dict[str, SiteDice], dict[str, Any]]:
+        """Scores the final model on every site's whole fold: Dice by site, and the bytes it took."""
+        started = time.perf_counter()
+        content = RecordDict({PAYLOAD: to_arrays(tensors), CONFIG: self._config(self._plan.schedule.rounds, validate=True)})
+        messages = [Message(content, dst_node_id=node, message_type=EVALUATE_FOLD) for node in sorted(self._grid.get_node_ids())]
+        replies = self._exchange(messages, with_tensors=False)
+        traffic = self._traffic(self._plan.schedule.rounds, messages, replies, "evaluate.fold")
+        scores = {site: dice for reply in replies for site, dice in reply.validation.items()}
+        return scores, traffic | {"seconds": time.perf_counter() - started}
+
+    def _round(self, tensors: dict[str, Tensor], round_number: int) -> tuple[dict[str, Tensor], RoundRecord]:
+        started = time.perf_counter()
+        plan = self._plan
+        validate = plan.val_every > 0 and (round_number - 1) % plan.val_every == 0 and round_number > 1
+        config = self._config(round_number, validate=validate)
+        configured = self._strategy.configure_train(round_number, to_arrays(tensors), config, self._grid)
+        messages = [Message(m.content, dst_node_id=m.metadata.dst_node_id, message_type=TRAIN_ROUND) for m in configured]
+        replies = self._exchange(messages, with_tensors=True)
+        aggregated = self._aggregate(round_number, replies)
+        traffic = self._traffic(round_number, messages, replies, TRAIN_ROUND)
+        seconds = time.perf_counter() - started
+        validation = {site: dice for reply in replies for site, dice in reply.validation.items()}
+        progress: dict[str, Any] = {
+            "event": "round",
+            "round": round_number,
+            "learning_rate": replies[0].metrics["learning_rate"],
+            "sites": {reply.site: {key: reply.metrics[key] for key in (NUM_EXAMPLES, *REPLY_KEYS)} for reply in replies},
+            "validated_round": round_number - 1 if validation else None,
+            "validation": {site: dice.to_dict(plan.class_names) for site, dice in validation.items()},
+            "dice": _finite(combine_sites(validation).dice) if validation else None,
+            "bytes_up": sum(entry["up"]["bytes_message"] for entry in traffic["sites"].values()),
+            "bytes_down": sum(entry["down"]["bytes_message"] for entry in traffic["sites"].values()),
+            "seconds": seconds,
+        }
+        return aggregated, RoundRecord(progress, traffic)
+
+    def _config(self, round_number: int, *, validate: bool) -> ConfigRecord:
+        schedule = self._plan.schedule
+        return ConfigRecord(
+            {
+                **self._plan.agreement,
+                "run_id": self._plan.run_id,
+                "round": round_number,
+                "attempt": 1,
+                "rounds": schedule.rounds,
+                "local_steps": schedule.local_steps,
+                "learning_rate": schedule.peak_learning_rate,
+                "seed": schedule.seed,
+                "validate": validate,
+            }
+        )
+
+    def _exchange(self, messages: list[Message], *, with_tensors: bool) -> list[SiteReply]:
+        """Sends, waits, checks; replies come back sorted by site."""
+        received = list(self._grid.send_and_receive(messages, timeout=self._plan.timeout))
+        replies = [self._checked(message, with_tensors) for message in received]
+        missing = self._plan.num_sites - len(replies)
+        if missing > 0:
+            raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
+        if len({reply.site for reply in replies}) != len(replies):
+            raise SiteFailed("two nodes answer for the same site")
+        return sorted(replies, key=lambda reply: reply.site)
+
+    def _checked(self, message: Message, with_tensors: bool) -> SiteReply:
+        if message.has_error():
+            raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
+        content = message.content
+        config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
+        site = str(config["site"])
+        if "failure" in config:
+            raise SiteFailed(f"{site} reports {config['failure']!s:.40}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log")
+        if config["run_id"] != self._plan.run_id:
+            raise SiteFailed(f"{site} answers for another run")
+        reply = SiteReply(site, _floats(metrics), self._validation(site, config), message_bytes(content))
+        if with_tensors:
+            try:
+                reply.tensors = checked_tensors(self._manifest, from_arrays(content.array_records[PAYLOAD]))
+            except UpdateRefused as error:
+                raise SiteFailed(f"the update of {site} was refused: {error}") from error
+        return reply
+
+    def _validation(self, site: str, config: ConfigRecord) -> dict[str, SiteDice]:
+        try:
+            values = json.loads(str(config["validation"]))
+            return {owner: SiteDice.from_dict(value, self._plan.class_names) for owner, value in values.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
+
+    def _aggregate(self, round_number: int, replies: Iterable[SiteReply]) -> dict[str, Tensor]:
+        clean = [
+            Message(
+                RecordDict({PAYLOAD: to_arrays(reply.tensors), METRICS: MetricRecord({NUM_EXAMPLES: reply.metrics[NUM_EXAMPLES]})}),
+                dst_node_id=0,
+                message_type=TRAIN_ROUND,
+            )
+            for reply in replies
+        ]
+        arrays, _ = self._strategy.aggregate_train(round_number, clean)
+        if arrays is None:
+            raise SiteFailed("the strategy gave no aggregate")
+        return {name: torch.from_numpy(np.asarray(array, dtype=np.float32).copy()) for name, array in from_arrays(arrays).items()}
+
+    def _traffic(self, round_number: int, messages: list[Message], replies: list[SiteReply], kind: str) -> dict[str, Any]:
+        down = [message_bytes(message.content) for message in messages]
+        payload = sum(4 * entry.num_elements for entry in self._manifest.federated)
+        size = sum(down) // max(1, len(down))  # every site gets the same message
+        count = len(self._manifest.federated)
+        return {
+            "round": round_number,
+            "message": kind,
+            "sites": {
+                reply.site: {
+                    "down": {"tensors": count, "bytes_payload": payload, "bytes_message": size},
+                    "up": {
+                        "tensors": len(reply.tensors),
+                        "bytes_payload": payload if reply.tensors else 0,
+                        "bytes_message": reply.num_bytes,
+                    },
+                }
+                for reply in replies
+            },
+        }
+
+
+def fedavg(num_sites: int) -> FedAvg:
+    """Flower's FedAvg (McMahan et al., AISTATS 2017) over all sites, with our record keys."""
+    return FedAvg(
+        fraction_train=1.0,
+        fraction_evaluate=1.0,
+        min_train_nodes=num_sites,
+        min_evaluate_nodes=num_sites,
+        min_available_nodes=num_sites,
+        weighted_by_key=NUM_EXAMPLES,
+        arrayrecord_key=PAYLOAD,
+        configrecord_key=CONFIG,
+    )
+
+
+def _floats(metrics: MetricRecord) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

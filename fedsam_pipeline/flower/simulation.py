@@ -1,0 +1,65 @@
+"""Runs a federation on one machine: Flower's simulation, Ray workers as the sites' processes.
+
+``run_simulation`` is marked deprecated in Flower 1.41 in favour of ``flwr run``; this is the only file that uses it.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from fedsam_pipeline.flower.client_app import make_client_app
+from fedsam_pipeline.flower.site_worker import SiteSetup
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Ray's shared memory: messages are a few MB, so its default (a third of the machine) is not needed"""
+
+
+def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid], None], *, workers: int) -> None:
+    """Runs ``server`` against one simulated node a site.
+
+    Args:
+        setups: of the sites, in sorted order: the partition id is the position.
+        server: the server's part; what it raises is raised here.
+        workers: sites that compute at the same time.
+    """
+    ordered = tuple(sorted(setups, key=lambda setup: setup.site))
+    failures: list[BaseException] = []
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        try:
+            server(grid)
+        except BaseException as error:  # kept whole; Flower would log and wrap it
+            failures.append(error)
+
+    def find_setup(context: Context) -> SiteSetup:
+        return ordered[int(context.node_config["partition-id"])]
+
+    on_gpu = ordered[0].device == "cuda"
+    cpus = max(workers, os.cpu_count() or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(ordered[0].num_threads))
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run_simulation(
+        server_app=app,
+        client_app=make_client_app(find_setup),
+        num_supernodes=len(ordered),
+        backend_config={
+            "init_args": {
+                "num_cpus": cpus,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "log_to_driver": False,
+                "logging_level": logging.ERROR,
+            },
+            "client_resources": {"num_cpus": cpus / workers, "num_gpus": torch.cuda.device_count() / workers if on_gpu else 0.0},
+        },
+    )
+    if failures:
+        raise failures[0]

@@ -1,0 +1,174 @@
+"""What a site does with a message: train a round, score a model. Knows data, model and disk; the messages are ``client_app``'s."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsam_pipeline.evaluation.metrics import counts
+from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
+from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.files import write_json
+from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
+from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.preprocessing.store import CaseStore
+from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.training.local_trainer import LocalTrainer, RoundResult, RunSchedule
+from fedsam_pipeline.training.slab_loader import SlabLoader
+
+log = logging.getLogger(__name__)
+_LOCAL_PREFIX = "local/"
+
+
+@dataclass(frozen=True)
+class SiteSetup:
+    """All that one site knows before the first message.
+
+    Attributes:
+        site: its name in the federation.
+        store_folder: its preprocessed cases.
+        train_cases, val_cases: of the fold.
+        owner: case to the site that the case is reported under (centralized training holds the cases of several).
+        model: plan, recipe and base weights.
+        state_folder: its optimizer moments, local tensors and logs.
+        device: name of the device.
+        num_threads: CPU threads it may use.
+    """
+
+    site: str
+    store_folder: Path
+    train_cases: tuple[str, ...]
+    val_cases: tuple[str, ...]
+    owner: dict[str, str]
+    model: ModelSetup
+    state_folder: Path
+    device: str
+    num_threads: int
+
+
+_models: dict[tuple[str, ...], AdaptedModel] = {}
+
+
+def worker_model(setup: SiteSetup) -> AdaptedModel:
+    """The model of this process, built once however many rounds and sites it serves."""
+    key = (*setup.model.agreement().values(), setup.device)
+    if key not in _models:
+        _models.clear()
+        adapted = setup.model.build()
+        adapted.model.to(setup.device)
+        _models[key] = adapted
+        log.info("built %s", setup.model.plans.base_model)
+    return _models[key]
+
+
+class SiteWorker:
+    """One site at one message. All that outlives the message is on the site's disk."""
+
+    def __init__(self, setup: SiteSetup) -> None:
+        self._setup = setup
+        self._adapted = worker_model(setup)
+        self._store = CaseStore(setup.store_folder)
+        self._states = CheckpointSeries(setup.state_folder, "state_r")
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the tensors that train and travel."""
+        return self._adapted.manifest
+
+    def train(self, received: dict[str, Tensor], schedule: RunSchedule, round_number: int) -> tuple[dict[str, Tensor], RoundResult]:
+        """Trains one round from the received tensors.
+
+        Moments and local tensors are those of the round before. A site without any state starts fresh (round 1, or a late joiner).
+
+        Returns:
+            The federated tensors after the round, and what the round gave.
+        """
+        setup = self._setup
+        loader = SlabLoader(self._store, setup.train_cases, setup.model.plans)
+        trainer = LocalTrainer(self._adapted, loader, setup.model.plans, setup.model.recipe, torch.device(setup.device))
+        state = self._state_before(round_number)
+        self._adapted.load_tensors(received | _without_prefix(state, _LOCAL_PREFIX))
+        trainer.load_optimizer_state({name: tensor for name, tensor in state.items() if not name.startswith(_LOCAL_PREFIX)})
+        result = trainer.train_round(schedule, round_number=round_number, site=setup.site)
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._adapted.trained_tensors().items()}
+        travelling = {entry.name for entry in self.manifest.federated}
+        local = {f"{_LOCAL_PREFIX}{name}": tensor for name, tensor in tensors.items() if name not in travelling}
+        self._states.save(round_number, trainer.optimizer_state() | local)
+        return {name: tensors[name] for name in sorted(travelling)}, result
+
+    def _state_before(self, round_number: int) -> dict[str, Tensor]:
+        known = self._states.rounds()
+        if round_number == 1 or not known:
+            if round_number > 1:
+                log.warning("%s joins in round %d: optimizer moments start afresh", self._setup.site, round_number)
+            return self._initial_local()
+        if round_number - 1 not in known:
+            raise StateMissing(f"round {round_number} needs the state of round {round_number - 1}; this site has {known}")
+        return self._states.load(round_number - 1)
+
+    def _initial_local(self) -> dict[str, Tensor]:
+        """Local tensors at round 0, kept once so that a worker's model, used by other sites in between, cannot leak into this one."""
+        local = [entry.name for entry in self.manifest.tensors if entry.travels == "none"]
+        if not local:
+            return {}
+        fresh = self._setup.model.build()
+        return {f"{_LOCAL_PREFIX}{name}": fresh.trained_tensors()[name].clone() for name in local}
+
+    def evaluate(
+        self,
+        received: dict[str, Tensor],
+        *,
+        max_cases: int | None = None,
+        report: Path | None = None,
+        on_case: Callable[[], None] | None = None,
+    ) -> dict[str, SiteDice]:
+        """Scores the received model on whole validation volumes, on the plan's grid.
+
+        Args:
+            received: the global tensors.
+            max_cases: at most so many cases, evenly spread over the sorted list; ``None`` for all.
+            report: file for the scores of single cases; it stays at the site.
+            on_case: called after each case.
+
+        Returns:
+            Dice by owning site; empty where the fold has no validation case here.
+        """
+        setup = self._setup
+        known = self._states.rounds()
+        local = _without_prefix(self._states.load(known[-1]), _LOCAL_PREFIX) if known else {}
+        self._adapted.load_tensors(received | local)
+        device = torch.device(setup.device)
+        predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
+        tables: dict[str, list[NDArray[np.int64]]] = {}
+        rows = []
+        for name in _spread(sorted(setup.val_cases), max_cases):
+            case = self._store.open(name)
+            prediction = predictor.predict_case(case.image).argmax(axis=0)
+            table = counts(np.asarray(case.labels[:]), prediction, setup.model.plans.num_classes)
+            tables.setdefault(setup.owner[name], []).append(table)
+            rows.append({"case": name, "site": setup.owner[name], "tp_fp_fn": table.tolist()})
+            if on_case is not None:
+                on_case()
+        if report is not None:
+            write_json(report, {"schema_version": 1, "grid": "plan", "cases": rows})
+        return {site: summarize_site(of_site) for site, of_site in sorted(tables.items())}
+
+
+class StateMissing(RuntimeError):
+    """The site's disk lacks the state that a round needs."""
+
+
+def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _spread(cases: Sequence[str], limit: int | None) -> list[str]:
+    if limit is None or len(cases) <= limit:
+        return list(cases)
+    return [cases[i * len(cases) // limit] for i in range(limit)]

@@ -1,0 +1,149 @@
+"""From ``-i`` and ``-o`` to cases: which files are the channels of which image, and where its mask goes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsam_pipeline.dataset.volume import FILE_ENDINGS, split_file_ending
+from fedsam_pipeline.errors import FedsamError
+
+CHANNEL_PATTERN = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+"""nnU-Net's names: CASE_0000, CASE_0001, ..."""
+
+
+@dataclass(frozen=True)
+class InputCase:
+    """One image to predict: its name, one file a channel in order, and the mask to write."""
+
+    case: str
+    channels: tuple[Path, ...]
+    output: Path
+
+
+def file_ending(path: Path) -> str | None:
+    """The supported ending of a file name, such as ``.nii.gz``, or ``None``."""
+    parts = split_file_ending(path.name)
+    return None if parts is None else parts[1]
+
+
+def _stem(path: Path) -> str:
+    parts = split_file_ending(path.name)
+    return path.name if parts is None else parts[0]
+
+
+def find_cases(source: Path, target: Path, channel_names: Sequence[str]) -> list[InputCase]:
+    """Groups the images of ``source`` into cases and names their masks; reads no image.
+
+    A folder holds nnU-Net's names (``CASE_0000.nii.gz``) or, for models of one channel, plain files. A single file brings its other
+    channels along where it has nnU-Net's name. A mask has its case's name and the ending of its image.
+
+    Args:
+        source: folder or file.
+        target: folder; or a file, where ``source`` is one.
+        channel_names: the channels that the model was trained with, in order.
+
+    Returns:
+        The cases, sorted by name.
+
+    Raises:
+        FedsamError: nothing there, no image, a wrong number of channels (all such cases are named), two images of one name, or a mask that
+            would overwrite an image.
+    """
+    if source.is_dir():
+        if file_ending(target) is not None:
+            raise FedsamError(
+                "many images cannot become one mask", path=target, found="a file for -o and a folder for -i", fix="give a folder to -o"
+            )
+        groups = _group(sorted(path for path in source.iterdir() if path.is_file()), source, len(channel_names))
+    elif source.is_file():
+        groups = _group_of_file(source, len(channel_names))
+    else:
+        raise FedsamError("the input is missing", path=source, expected="a folder of images, or one image", fix="check -i")
+    _check_channels(groups, source, channel_names)
+    cases = []
+    for case, files in sorted(groups.items()):
+        output = target if file_ending(target) is not None else target / f"{case}{file_ending(files[0])}"
+        if source.is_file() and file_ending(output) != file_ending(files[0]):
+            raise FedsamError(
+                "the mask must have the format of its image",
+                path=output,
+                found=file_ending(output),
+                expected=file_ending(files[0]),
+                fix=f"end -o with {file_ending(files[0])}",
+            )
+        if output.resolve() in {path.resolve() for path in files}:
+            raise FedsamError("a mask would overwrite its image", path=output, fix="choose another folder for -o")
+        cases.append(InputCase(case, tuple(files), output))
+    return cases
+
+
+def _group(files: Sequence[Path], folder: Path, num_channels: int) -> dict[str, list[Path]]:
+    """Case -> files in order of their channels."""
+    images = [path for path in files if file_ending(path) is not None and not path.name.startswith(".")]
+    if not images:
+        raise FedsamError(
+            "no images found",
+            path=folder,
+            found=", ".join(path.name for path in files[:5]) or "an empty folder",
+            expected=f"files that end in {', '.join(FILE_ENDINGS)}",
+            fix="check -i",
+        )
+    numbered: dict[str, dict[int, list[Path]]] = {}
+    plain: dict[str, list[Path]] = {}
+    for path in images:
+        stem = _stem(path)
+        match = CHANNEL_PATTERN.match(stem)
+        if match:
+            numbered.setdefault(match["case"], {}).setdefault(int(match["channel"]), []).append(path)
+        else:
+            plain.setdefault(stem, []).append(path)
+    groups = {case: [path for channel in sorted(parts) for path in parts[channel]] for case, parts in numbered.items()}
+    if num_channels == 1:  # "scan_0007" without a "scan_0000" is a name and not a channel
+        for case, parts in numbered.items():
+            if 0 not in parts:
+                for path in groups.pop(case):
+                    plain.setdefault(_stem(path), []).append(path)
+    for case, paths in plain.items():
+        groups.setdefault(case, []).extend(paths)
+    return groups
+
+
+def _group_of_file(path: Path, num_channels: int) -> dict[str, list[Path]]:
+    ending = file_ending(path)
+    if ending is None:
+        raise FedsamError(
+            "not a supported image", path=path, found=path.name, expected=f"a file that ends in {', '.join(FILE_ENDINGS)}", fix="convert it"
+        )
+    stem = _stem(path)
+    match = CHANNEL_PATTERN.match(stem)
+    if match is None:
+        return {stem: [path]}
+    if num_channels == 1:
+        return {match["case"] if int(match["channel"]) == 0 else stem: [path]}
+    siblings = (path.with_name(f"{match['case']}_{channel:04d}{ending}") for channel in range(num_channels))
+    return {match["case"]: [sibling for sibling in siblings if sibling.is_file()]}
+
+
+def _check_channels(groups: dict[str, list[Path]], source: Path, channel_names: Sequence[str]) -> None:
+    wrong = {case: files for case, files in sorted(groups.items()) if not _complete(files, len(channel_names))}
+    if wrong:
+        shown = "; ".join(f"{case}: {', '.join(path.name for path in files)}" for case, files in list(wrong.items())[:5])
+        expected = ", ".join(f"CASE_{index:04d} ({name})" for index, name in enumerate(channel_names))
+        raise FedsamError(
+            f"{len(wrong)} of {len(groups)} cases have a wrong number of channels: {', '.join(list(wrong)[:5])}",
+            path=source,
+            found=shown,
+            expected=f"{len(channel_names)} file(s) a case: {expected}",
+            fix="complete these cases, or move them to another folder",
+        )
+
+
+def _complete(files: Sequence[Path], num_channels: int) -> bool:
+    """One file a channel, numbered 0 to ``num_channels - 1``, all of one format; or a single plain file for a single channel."""
+    if len(files) != num_channels or len({file_ending(path) for path in files}) != 1:
+        return False
+    if num_channels == 1:
+        return True
+    stems = [_stem(path) for path in files]
+    return all(stem.endswith(f"_{index:04d}") for index, stem in enumerate(stems))

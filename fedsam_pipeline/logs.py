@@ -1,0 +1,45 @@
+"""The log file that every command leaves beside its output."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedsam_pipeline.errors import FedsamError
+
+
+@contextmanager
+def log_file(folder: Path, command: str, *, dated: bool = True) -> Iterator[Path]:
+    """Writes all log records of this process to ``folder/COMMAND_date.log`` while the block runs.
+
+    Args:
+        folder: made if it is missing.
+        command: first part of the file's name.
+        dated: ``False`` appends to ``folder/COMMAND.log`` instead.
+
+    Raises:
+        FedsamError: the folder cannot be written to.
+    """
+    path = Path(folder) / (f"{command}_{time.strftime('%Y%m%d_%H%M%S')}.log" if dated else f"{command}.log")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise FedsamError(
+            "cannot write a log file",
+            path=path,
+            found=str(error),
+            expected="a folder this user may write to",
+            fix="choose another output folder, or change its permissions",
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.getLogger(__name__).debug("command line: %s", " ".join(sys.argv))
+    try:
+        yield path
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,136 @@
+"""From a base model, a plan and a recipe to a model that is ready to train."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.checkpoints import load_base, read_checkpoint
+from fedsam_pipeline.model.injection import inject_lora
+from fedsam_pipeline.model.manifest import freeze_all_but, resolve_manifest
+from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.model.sam import PromptFreeSam
+from fedsam_pipeline.model.tiny_vit import TinyViT
+from fedsam_pipeline.specs.base_model import BaseModelSpec
+from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import Recipe
+
+HEAD_SEED = 20240601
+"""Seed of what a base model lacks (LoRA's A, the sixteenfold head): the same at every site and in every run, so that all start alike."""
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model with a recipe's adapter in it, and the manifest of its trained tensors."""
+
+    model: PromptFreeSam
+    manifest: Manifest
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The trained tensors themselves (not copies), by name."""
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name].data for name in self.manifest.trained_names}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Copies ``tensors`` into the model; names must be trained ones and shapes must agree."""
+        own = self.trained_tensors()
+        for name, tensor in tensors.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise FedsamError(
+                    "an adapter tensor does not fit the model",
+                    found=f"{name} {tuple(tensor.shape)}",
+                    expected=f"{tuple(own[name].shape)}" if name in own else "a name of the manifest",
+                    fix="use the plans and recipe that the adapter was trained with",
+                )
+            own[name].copy_(tensor)
+
+
+def build_base(spec: BaseModelSpec, *, num_classes: int, image_size: int, weights: Path | None) -> PromptFreeSam:
+    """The base model, frozen and in evaluation mode, BatchNorm folded.
+
+    Args:
+        spec: the registry's entry.
+        num_classes: background included.
+        image_size: pixels.
+        weights: checkpoint file; ``None`` seeds everything at random.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(HEAD_SEED)
+        model = PromptFreeSam(spec, num_classes, image_size)
+    if weights is not None:
+        load_base(model, read_checkpoint(spec, weights))
+    if isinstance(model.image_encoder, TinyViT):
+        model.image_encoder.fold_batch_norm()
+    return model.eval().requires_grad_(False)
+
+
+def resolved_rank(recipe: Recipe, planned_rank: int) -> int:
+    """LoRA's rank: the recipe's, or the plan's where the recipe says ``auto``."""
+    if recipe.lora is None:
+        return 0
+    return planned_rank if recipe.lora.rank == "auto" else recipe.lora.rank
+
+
+def build_adapted(base_model: str, recipe: Recipe, *, rank: int, num_classes: int, image_size: int, weights: Path | None) -> AdaptedModel:
+    """The base model with the recipe's adapter. At round 0 it computes what the base model computes.
+
+    Raises:
+        FedsamError: the recipe does not fit this encoder, or one of its patterns matches nothing.
+    """
+    spec = base_model_spec(base_model)
+    if spec.encoder not in recipe.encoders:
+        raise FedsamError(
+            f"recipe {recipe.name} does not fit base model {base_model}",
+            found=spec.encoder,
+            expected=f"one of {', '.join(recipe.encoders)}",
+        )
+    model = build_base(spec, num_classes=num_classes, image_size=image_size, weights=weights)
+    if recipe.lora is not None:
+        inject_lora(model, recipe.lora, rank, HEAD_SEED)
+    manifest = resolve_manifest(model, recipe)
+    freeze_all_but(model, manifest)
+    return AdaptedModel(model, manifest)
+
+
+@dataclass(frozen=True)
+class ModelSetup:
+    """All that decides a model: what the federation agrees to, and where this machine keeps the base weights.
+
+    Attributes:
+        plans, recipe: agreed to by hash.
+        weights: base checkpoint file; ``None`` seeds the base at random.
+    """
+
+    plans: Plans
+    recipe: Recipe
+    weights: Path | None
+
+    @property
+    def weights_sha256(self) -> str:
+        """The registry's hash of the base weights, or the word ``random``."""
+        return "random" if self.weights is None else base_model_spec(self.plans.base_model).weights_sha256
+
+    @property
+    def lora_rank(self) -> int:
+        """The recipe's rank, or the plan's where the recipe says ``auto``."""
+        return resolved_rank(self.recipe, self.plans.training.lora_rank)
+
+    def agreement(self) -> dict[str, str]:
+        """The hashes that both sides of the wire compare."""
+        return {"plan_sha256": self.plans.sha256(), "recipe_sha256": self.recipe.sha256(), "weights_sha256": self.weights_sha256}
+
+    def build(self) -> AdaptedModel:
+        """The model; see ``build_adapted``."""
+        plans = self.plans
+        return build_adapted(
+            plans.base_model,
+            self.recipe,
+            rank=self.lora_rank,
+            num_classes=plans.num_classes,
+            image_size=plans.image_size,
+            weights=self.weights,
+        )

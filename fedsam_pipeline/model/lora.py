@@ -1,0 +1,104 @@
+"""LoRA for linear layers, fused q/k/v projections included.
+
+``y = W x + b + (alpha / rank) * B A x`` (Hu et al., ICLR 2022, arXiv:2106.09685). A target is a set of output rows with factors of its own:
+a plain projection has one target with all rows; a fused qkv projection has the targets ``q`` and ``v``, each with the rows it owns. A is
+seeded (Kaiming-uniform), B is zero, so at round 0 the layer is the base layer.
+
+The weight and bias keep their names, so that the base model's checkpoint still loads; the factors are ``lora_A_q``, ``lora_B_q`` and so on.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer with LoRA on some or all of its output rows.
+
+    Attributes:
+        enabled: with ``False`` the layer is exactly the base layer (and stays so until enabled again).
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, rank: int, alpha: float, targets: Mapping[str, Tensor]) -> None:
+        """``targets``: name to the 1D tensor of output rows."""
+        super().__init__(in_features, out_features, bias=bias)
+        self.rank = rank
+        self.scaling = alpha / rank
+        self.enabled = True
+        self._merged = False
+        self.target_names = tuple(targets)
+        for name, rows in targets.items():
+            self.register_buffer(f"rows_{name}", rows.clone(), persistent=False)
+            self.register_parameter(f"lora_A_{name}", nn.Parameter(torch.empty(rank, in_features)))
+            self.register_parameter(f"lora_B_{name}", nn.Parameter(torch.zeros(len(rows), rank)))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, rank: int, alpha: float, targets: Mapping[str, Tensor], generator: torch.Generator) -> Self:
+        """Takes over the parameters of ``linear``; A is drawn from ``generator``."""
+        layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, rank=rank, alpha=alpha, targets=targets)
+        layer.weight, layer.bias = linear.weight, linear.bias
+        bound = 1 / math.sqrt(linear.in_features)  # Kaiming-uniform with a = sqrt(5), as in the reference implementation
+        for name in layer.target_names:
+            factor = layer.get_parameter(f"lora_A_{name}")
+            factor.data.copy_((torch.rand(factor.shape, generator=generator) * 2 - 1) * bound)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = functional.linear(x, self.weight, self.bias)
+        if self._merged or not self.enabled:
+            return base
+        down, up = self._stacked_factors()
+        return base + functional.linear(functional.linear(x, down), up)
+
+    def _stacked_factors(self) -> tuple[Tensor, Tensor]:
+        """All targets as one pair: A stacked (targets * rank, in), scaled B scattered into a block matrix (out, targets * rank)."""
+        down = torch.cat([self.get_parameter(f"lora_A_{name}") for name in self.target_names])
+        blocks = []
+        for name in self.target_names:
+            factor = self.get_parameter(f"lora_B_{name}") * self.scaling
+            rows = self.get_buffer(f"rows_{name}")
+            blocks.append(
+                factor if len(rows) == self.out_features else factor.new_zeros(self.out_features, self.rank).index_copy(0, rows, factor)
+            )
+        return down, torch.cat(blocks, dim=1)
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """The weight change (out, in) that LoRA stands for."""
+        down, up = self._stacked_factors()
+        return up @ down
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the change to the weight. Merging a merged layer changes nothing."""
+        if not self._merged and self.enabled:
+            self.weight += self.delta()
+            self._merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Takes the change out of the weight again. Unmerging an unmerged layer changes nothing."""
+        if self._merged:
+            self.weight -= self.delta()
+            self._merged = False
+
+
+def lora_layers(model: nn.Module) -> list[LoRALinear]:
+    """All LoRA layers of ``model``."""
+    return [module for module in model.modules() if isinstance(module, LoRALinear)]
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Merges every LoRA layer of ``model``; idempotent."""
+    for layer in lora_layers(model):
+        layer.merge()
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Unmerges every LoRA layer of ``model``; idempotent."""
+    for layer in lora_layers(model):
+        layer.unmerge()

@@ -1,0 +1,233 @@
+"""``fedsam_evaluate``: scores a folder of predicted masks against reference masks."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fedsam_pipeline.dataset.raw import ONLY_SITE
+from fedsam_pipeline.dataset.raw_checks import read_labels_key
+from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, describe_difference, read_labels, split_file_ending
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.evaluation.metrics import counts
+from fedsam_pipeline.evaluation.summary import CaseScore, summarize
+from fedsam_pipeline.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What predictions are held against.
+
+    Attributes:
+        masks: case -> reference mask.
+        sites: case -> site.
+        class_names: foreground names in order of their values 1, 2, ...
+    """
+
+    masks: dict[str, Path]
+    sites: dict[str, str]
+    class_names: tuple[str, ...]
+
+
+def evaluate(
+    reference: Path, prediction: Path, *, dataset_json: Path | None = None, output: Path | None = None, allow_missing: bool = False
+) -> tuple[dict[str, Any], Path]:
+    """Scores every reference case and writes ``summary.json``.
+
+    Args:
+        reference: a raw dataset folder (``labelsTs`` is used where it holds the predicted cases, else ``labelsTr``) or a folder of masks.
+        prediction: folder of predicted masks, named like the references.
+        dataset_json: label names and sites; ``None`` looks in ``reference`` and in its parent.
+        output: the file to write; ``None`` is ``summary.json`` in ``prediction``.
+        allow_missing: score only the cases that were predicted.
+
+    Returns:
+        The summary and the file it stands in.
+
+    Raises:
+        FedsamError: a folder or file is missing or empty, a case was not predicted, grids differ, a mask holds an unknown value. Nothing is
+            written then.
+    """
+    predicted = find_masks(prediction)
+    known = load_reference(reference, set(predicted), dataset_json)
+    missing = sorted(known.masks.keys() - predicted.keys())
+    if missing and not allow_missing:
+        raise FedsamError(
+            f"{len(missing)} of {len(known.masks)} reference cases were not predicted",
+            path=prediction,
+            found=f"no mask for {_few(missing)}",
+            expected="one predicted mask for every reference mask, of the same name",
+            fix="predict them, or add --chill to score only the cases that are there",
+        )
+    unknown = sorted(predicted.keys() - known.masks.keys())
+    if unknown:
+        log.warning("not scored, because no reference mask has their name: %s", _few(unknown))
+    cases = sorted(known.masks.keys() & predicted.keys())
+    if not cases:
+        raise FedsamError(
+            "no prediction has the name of a reference mask",
+            path=prediction,
+            found=_few(sorted(predicted)),
+            expected=f"names such as {_few(sorted(known.masks))}",
+            fix="check that both folders belong to the same dataset",
+        )
+    scores = [
+        score_case(case, known.masks[case], predicted[case], known) for case in tqdm(cases, desc="evaluating", unit="case", disable=None)
+    ]
+    summary = summarize(scores, known.class_names)
+    path = prediction / "summary.json" if output is None else output
+    write_json(path, summary)
+    return summary, path
+
+
+def score_case(case: str, reference: Path, prediction: Path, known: Reference) -> CaseScore:
+    """Reads and counts one case.
+
+    Raises:
+        FedsamError: the two grids differ, or a mask holds a value that no label has; names the case.
+    """
+    truth, found = read_labels(reference), read_labels(prediction)
+    if not truth.geometry.same_grid(found.geometry, SAME_GRID_MM):
+        raise FedsamError(
+            f"case {case}: the prediction has another grid than the reference",
+            path=prediction,
+            found=describe_difference(found.geometry, truth.geometry),
+            expected=f"the grid of {reference}, within {SAME_GRID_MM} mm",
+            fix="predict the image that the reference was drawn on; fedsam_predict keeps its grid",
+        )
+    num_classes = len(known.class_names) + 1
+    for path, volume in ((reference, truth), (prediction, found)):
+        strange = [int(value) for value in np.unique(volume.array) if not 0 <= value < num_classes]
+        if strange:
+            raise FedsamError(
+                f"case {case}: a mask holds values that no label has",
+                path=path,
+                found=strange,
+                expected=f"0 to {num_classes - 1} ({', '.join(('background', *known.class_names))})",
+                fix="mend the mask, or name these labels in dataset.json",
+            )
+    table = counts(truth.array, found.array, num_classes)
+    return CaseScore(case, known.sites[case], str(reference), str(prediction), table, int(truth.array.size))
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """Case name -> mask file of a folder.
+
+    Raises:
+        FedsamError: the folder is missing or holds no mask, or two files carry one name.
+    """
+    if not folder.is_dir():
+        raise FedsamError("a folder is missing", path=folder, expected="a folder of masks", fix="check the path")
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        parts = split_file_ending(path.name)
+        if parts is None or path.name.startswith("."):
+            continue
+        case = parts[0]
+        if case in masks:
+            raise FedsamError(
+                f"case {case} has two masks in one folder",
+                path=folder,
+                found=f"{masks[case].name} and {path.name}",
+                fix="keep one of them",
+            )
+        masks[case] = path
+    if not masks:
+        raise FedsamError("a folder holds no mask", path=folder, expected=f"files that end in {', '.join(FILE_ENDINGS)}")
+    return masks
+
+
+def load_reference(folder: Path, predicted: set[str], dataset_json: Path | None) -> Reference:
+    """Finds the reference masks, the label names and the sites.
+
+    Raises:
+        FedsamError: as :func:`evaluate`.
+    """
+    if not folder.is_dir():
+        raise FedsamError(
+            "the reference folder is missing", path=folder, expected="a raw dataset folder or a folder of masks", fix="check the path"
+        )
+    own = folder / "dataset.json"
+    masks_folder = _labels_folder(folder, predicted)
+    path = dataset_json or next((p for p in (own, folder.parent / "dataset.json") if p.is_file()), None)
+    if path is None:
+        raise FedsamError(
+            "label names are not known",
+            path=folder,
+            found="no dataset.json in the reference folder or beside it",
+            fix="name one with --dataset_json FILE",
+        )
+    content = read_json(path, fix="check --dataset_json")
+    masks = find_masks(masks_folder)
+    class_names = _class_names(content, path)
+    return Reference(masks, _sites(content, masks, masks_folder, path), class_names)
+
+
+def _labels_folder(folder: Path, predicted: set[str]) -> Path:
+    """``labelsTs`` or ``labelsTr`` of a raw dataset, whichever holds more of the predicted cases; else the folder itself."""
+    candidates = [folder / name for name in ("labelsTr", "labelsTs") if (folder / name).is_dir()]
+    if not candidates:
+        return folder
+    return max(candidates, key=lambda path: len(predicted & find_masks(path).keys()) if any(path.iterdir()) else -1)
+
+
+def _class_names(content: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(content, dict) or "labels" not in content:
+        raise FedsamError(
+            "label names are not known",
+            path=path,
+            found="no labels in this file",
+            expected='"labels": {"background": 0, "liver": 1}',
+            fix="add them, or name another file with --dataset_json FILE",
+        )
+    return tuple(name for name, value in read_labels_key(content, path).items() if value != 0)
+
+
+def _sites(content: Mapping[str, Any], masks: Mapping[str, Path], masks_folder: Path, path: Path) -> dict[str, str]:
+    """Case -> site. ``test_sites`` is asked first for ``labelsTs``, ``sites`` for any other folder; further cases do not matter."""
+    keys = ("test_sites", "sites") if masks_folder.name == "labelsTs" else ("sites", "test_sites")
+    known: dict[str, str] = {}
+    for key in keys:
+        owners = _owners(content.get(key, {}), key, path)
+        known = owners | known
+    without = sorted(masks.keys() - known.keys())
+    if len(without) == len(masks):
+        return dict.fromkeys(masks, ONLY_SITE)
+    if without:
+        raise FedsamError(
+            "reference cases belong to no site",
+            path=path,
+            found=_few(without),
+            expected=f"every case of {masks_folder.name} under one site of {' or '.join(keys)}",
+            fix="name their site in dataset.json",
+        )
+    return {case: known[case] for case in masks}
+
+
+def _owners(value: Any, key: str, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(names, list) for names in value.values()):
+        raise FedsamError(
+            f"{key} is not usable", path=path, found=value, expected=f'"{key}": {{"site_a": ["CASE", ...]}}', fix="mend the file"
+        )
+    owners: dict[str, str] = {}
+    for site, names in value.items():
+        for name in names:
+            if owners.setdefault(name, site) != site:
+                raise FedsamError(
+                    f"case {name} is in two sites",
+                    path=path,
+                    found=f"{owners[name]} and {site}",
+                    expected="each case in exactly one site",
+                    fix=f"remove it from one of them in {key}",
+                )
+    return owners
+
+
+def _few(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

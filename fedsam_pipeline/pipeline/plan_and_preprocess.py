@@ -1,0 +1,187 @@
+"""fedsam_plan_and_preprocess: fingerprints, plan, splits and the preprocessed store of one raw dataset."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedsam_pipeline.dataset.raw import RawDataset, load_raw_dataset
+from fedsam_pipeline.dataset.splits import load_splits, make_splits
+from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
+from fedsam_pipeline.files import read_json, write_json
+from fedsam_pipeline.logs import log_file
+from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.paths import dataset_id
+from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_case
+from fedsam_pipeline.planning.merge import merge_fingerprints, pool_fingerprints
+from fedsam_pipeline.planning.rules import make_plan
+from fedsam_pipeline.planning.table import plan_table
+from fedsam_pipeline.preprocessing.store import store_folder
+from fedsam_pipeline.preprocessing.store_case import store_case
+from fedsam_pipeline.preprocessing.workers import CaseOutcome, work_on_cases
+from fedsam_pipeline.specs.fingerprint import Fingerprint
+from fedsam_pipeline.specs.plans import Plans
+
+COMMAND = "fedsam_plan_and_preprocess"
+RESERVED_NAMES = ("dataset", "fingerprint", "integrity", "splits_final")
+CHECKS = ("files readable", "3D scalar images", "finite voxels", "channels on one grid", "mask on the image's grid", "known label values")
+
+MAX_PROCESSES = 4
+BYTES_PER_PROCESS = 64 << 20
+"""starting a worker takes as long as reading about this much of compressed images"""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the user asked for: see the flags of the command."""
+
+    base_model: str
+    plans_name: str = "plans"
+    num_processes: int | None = None
+    """``None``: as many as pay off, see ``default_processes``"""
+    preprocess: bool = True
+
+
+@dataclass
+class StoreOutcome:
+    """Cases that were preprocessed, kept from an earlier run, or failed."""
+
+    folder: Path
+    made: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest) -> int:
+    """Runs the stage and prints what it decided.
+
+    Args:
+        raw: the raw dataset's folder.
+        preprocessed_root: where the dataset's preprocessed folder goes.
+        request: the flags.
+
+    Returns:
+        Exit code: 0, or 1 where cases failed for reasons that are not the user's.
+
+    Raises:
+        FedsamError: the dataset, a flag or an output folder is not usable; nothing is half-written.
+    """
+    spec = base_model_spec(request.base_model)
+    _check_plans_name(request.plans_name)
+    dataset = load_raw_dataset(raw)
+    folder = preprocessed_root / dataset.name
+    num_processes = request.num_processes or default_processes(dataset)
+    splits_file = folder / "splits_final.json"
+    if splits_file.exists():
+        load_splits(splits_file, dataset.cases)  # before the long work: splits that do not fit are the user's to mend
+    with log_file(folder / "logs", COMMAND) as log_path:
+        fingerprint = _write_fingerprints(dataset, folder, num_processes)
+        plans = make_plan(fingerprint, spec, plans_name=request.plans_name)
+        write_json(folder / "dataset.json", _dataset_json(dataset))
+        if not splits_file.exists():
+            write_json(splits_file, make_splits(dataset.sites, dataset.patients))
+        plans.save(folder / f"{request.plans_name}.json")
+        table = plan_table(plans, shutil.get_terminal_size((140, 24)).columns)
+        log.debug("%s", table)
+        print(table)
+        print(f"\nwritten: {folder / request.plans_name}.json (fingerprints, splits and integrity.json beside it)")
+        if not request.preprocess:
+            print(f"next: {COMMAND} without --no_pp, to preprocess the cases")
+            return EXIT_DONE
+        outcome = _fill_store(dataset, plans, folder, num_processes)
+        _print_outcome(outcome, dataset, request, log_path)
+    return EXIT_SOME_FAILED if outcome.failed else EXIT_DONE
+
+
+def default_processes(dataset: RawDataset) -> int:
+    """Worker processes: one a core, at most ``MAX_PROCESSES``, and none that would spend its time starting."""
+    num_bytes = sum(path.stat().st_size for case in dataset.cases for path in dataset.image_paths(case))
+    return max(1, min(MAX_PROCESSES, os.cpu_count() or 1, num_bytes // BYTES_PER_PROCESS))
+
+
+def _check_plans_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_\-]+", name) or name in RESERVED_NAMES:
+        raise FedsamError(
+            "this cannot be the name of a plan",
+            found=name,
+            expected=f"letters, digits, _ and -, and none of {', '.join(RESERVED_NAMES)}",
+            fix="choose another name for -p",
+        )
+
+
+def _write_fingerprints(dataset: RawDataset, folder: Path, num_processes: int) -> Fingerprint:
+    """Verifies and measures all cases; writes ``integrity.json``, each site's fingerprint and the merged one."""
+    outcomes = list(work_on_cases(partial(fingerprint_case, dataset), dataset.cases, num_processes, "fingerprint"))
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    write_json(folder / "integrity.json", _integrity(dataset, failed))
+    if failed:
+        raise case_failure(dataset.name, failed)
+    of_case = {outcome.case: outcome.result for outcome in outcomes if outcome.result is not None}
+    by_site = {
+        site: pool_fingerprints([of_case[case] for case in sorted(cases)], num_sites=1) for site, cases in sorted(dataset.sites.items())
+    }
+    for stale in (folder / "fingerprints").glob("*.json"):
+        if stale.stem not in by_site:
+            stale.unlink()
+    for site, fingerprint in by_site.items():
+        fingerprint.save(folder / "fingerprints" / f"{site}.json")
+    merged = merge_fingerprints(by_site)
+    merged.save(folder / "fingerprint.json")
+    return merged
+
+
+def _integrity(dataset: RawDataset, failed: Sequence[CaseOutcome[Any]]) -> dict[str, Any]:
+    """The report of the checks. Fit for a person: a case's name, what is wrong and how to mend it."""
+    findings = [
+        {"case": outcome.case, "site": dataset.site_of(outcome.case), "what": outcome.error.what, "path": outcome.error.path}
+        | {key: None if value is None else str(value) for key, value in vars(outcome.error).items() if key in ("found", "expected", "fix")}
+        if isinstance(outcome.error, FedsamError)
+        else {"case": outcome.case, "site": dataset.site_of(outcome.case), "what": f"internal error: {outcome.error!r}"}
+        for outcome in failed
+    ]
+    return {"schema_version": 1, "dataset": dataset.name, "num_cases": len(dataset.cases), "checks": list(CHECKS), "findings": findings}
+
+
+def _dataset_json(dataset: RawDataset) -> dict[str, Any]:
+    """``dataset.json`` as later stages read it: the raw one, with labels, channels and sites spelled out."""
+    content: dict[str, Any] = read_json(dataset.folder / "dataset.json")
+    content.pop("dataset", None)  # paths of raw files: no later stage reads them
+    return content | {
+        "labels": dataset.labels,
+        "channel_names": {str(number): name for number, name in enumerate(dataset.channel_names)},
+        "file_ending": dataset.file_ending,
+        "sites": {site: list(cases) for site, cases in sorted(dataset.sites.items())},
+    }
+
+
+def _fill_store(dataset: RawDataset, plans: Plans, folder: Path, num_processes: int) -> StoreOutcome:
+    """Preprocesses all cases that the store lacks; a case that fails leaves the others unharmed."""
+    outcome = StoreOutcome(store_folder(folder, plans))
+    work = partial(store_case, dataset, plans=plans, folder=outcome.folder)
+    for each in work_on_cases(work, dataset.cases, num_processes, "preprocess"):
+        if isinstance(each.error, FedsamError):
+            raise each.error
+        if each.error is not None:
+            log.error("case %s failed: %r\n%s", each.case, each.error, each.trace)
+            outcome.failed.append(each.case)
+        else:
+            (outcome.made if each.result else outcome.kept).append(each.case)
+    return outcome
+
+
+def _print_outcome(outcome: StoreOutcome, dataset: RawDataset, request: PlanRequest, log_path: Path) -> None:
+    kept = f", {len(outcome.kept)} kept from before" if outcome.kept else ""
+    print(f"{len(outcome.made)} cases preprocessed{kept}: {outcome.folder}")
+    if outcome.failed:
+        print(f"{len(outcome.failed)} cases FAILED: {json.dumps(outcome.failed)[1:-1]}\n  tracebacks: {log_path}")
+        return
+    options = "" if request.plans_name == "plans" else f" -p {request.plans_name}"
+    print(f"next: fedsam_train_federated -d {dataset_id(dataset.name)}{options}")

@@ -1,0 +1,239 @@
+"""fedsam_train_federated: runs federations, keeps their checkpoints and progress, writes the trained model."""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+from tqdm import tqdm
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.evaluation.metrics import RULE
+from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
+from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.files import read_json, write_json, write_text
+from fedsam_pipeline.flower.client_app import class_names
+from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, fedavg
+from fedsam_pipeline.flower.simulation import simulate
+from fedsam_pipeline.logs import log_file
+from fedsam_pipeline.model.bundle import BUNDLE_FILE, BundleInfo, write_adapter, write_documents
+from fedsam_pipeline.pipeline.environment import hardware, versions
+from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
+from fedsam_pipeline.report.curves import progress_png
+from fedsam_pipeline.specs.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+
+def train(setup: RunSetup, request: TrainRequest) -> dict[str, Any]:
+    """Runs one federation to its end and returns its ``run.json``.
+
+    Raises:
+        FedsamError: the folder already holds a run and neither ``--c`` nor ``--overwrite`` says what to do.
+        SiteFailed: a site did not give a usable answer.
+    """
+    run = TrainingRun(setup, request)
+    if run.finished and request.resume:
+        log.info("already finished: %s", setup.folder)
+        return run.state
+    with log_file(setup.folder / "logs", "train"):
+        return run.execute()
+
+
+class TrainingRun:
+    """One run on disk: ``run.json``, ``progress.jsonl``, ``communication.json``, checkpoints, the trained model."""
+
+    def __init__(self, setup: RunSetup, request: TrainRequest) -> None:
+        self._setup, self._folder = setup, setup.folder
+        self._checkpoints = CheckpointSeries(setup.folder / "checkpoints", "round_")
+        self._names = tuple(class_names(setup.model.plans.labels))
+        self.state = self._opened(request)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trained model is complete."""
+        return bool(self.state["status"] == "done") and (self._folder / BUNDLE_FILE).is_file()
+
+    def _opened(self, request: TrainRequest) -> dict[str, Any]:
+        path = self._folder / "run.json"
+        if path.exists() and not request.overwrite:
+            if not request.resume:
+                raise FedsamError(
+                    "this run exists already",
+                    path=self._folder,
+                    found=f"status {read_json(path).get('status')}",
+                    fix="--c to continue it, --overwrite to start over, or another --seed",
+                )
+            return self._compatible(path)
+        self._clear()
+        return self._new_state(request)
+
+    def _compatible(self, path: Path) -> dict[str, Any]:
+        """An earlier state, if it is of the same run: everything that decides the numbers must agree."""
+        state: dict[str, Any] = read_json(path)
+        expected = self._identity()
+        different = [key for key, value in expected.items() if state.get(key) != value]
+        if different:
+            raise FedsamError(
+                "the run cannot be continued with other settings",
+                path=path,
+                found="; ".join(f"{key} {state.get(key)}" for key in different),
+                expected="; ".join(f"{key} {expected[key]}" for key in different),
+                fix="repeat the first command's flags and add --c, or use --overwrite to start over",
+            )
+        return state
+
+    def _clear(self) -> None:
+        """Removes what an earlier run left, the trained model first."""
+        for name in (BUNDLE_FILE, "progress.jsonl", "communication.json", "run.json", "progress.png"):
+            (self._folder / name).unlink(missing_ok=True)
+        for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
+            series.clear()
+
+    def _identity(self) -> dict[str, Any]:
+        setup = self._setup
+        return {
+            "protocol": setup.protocol,
+            "sites": [site.site for site in setup.sites],
+            **setup.model.agreement(),
+            **asdict(setup.schedule),
+        }
+
+    def _new_state(self, request: TrainRequest) -> dict[str, Any]:
+        setup = self._setup
+        return {
+            "schema_version": 1,
+            "status": "running",
+            "run_id": secrets.token_hex(8),
+            "dataset": setup.model.plans.dataset_name,
+            "recipe": setup.model.recipe.name,
+            "plans_name": setup.model.plans.plans_name,
+            "base_model": setup.model.plans.base_model,
+            "strategy": setup.model.recipe.aggregation.strategy,
+            "fold": request.fold,
+            **self._identity(),
+            "arguments": asdict(request),
+            "versions": versions(),
+            "hardware": hardware(request.device),
+            "workers": setup.workers,
+            "seconds": 0.0,
+        }
+
+    def execute(self) -> dict[str, Any]:
+        """Trains from the last checkpoint, or from round 0."""
+        setup = self._setup
+        started = time.perf_counter()
+        earlier = float(self.state["seconds"])
+        write_documents(self._folder, setup.model.plans, setup.model.recipe, self._build_manifest())
+        write_json(self._folder / "dataset.json", dict(setup.dataset))
+        self._save_state(status="running")
+        try:
+            simulate(setup.sites, self._serve, workers=setup.workers)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self._save_state(status="interrupted" if interrupted else "failed", seconds=earlier + time.perf_counter() - started)
+            raise
+        self._save_state(status="done", seconds=earlier + time.perf_counter() - started)
+        return self.state
+
+    def _build_manifest(self) -> Manifest:
+        setup = self._setup
+        adapted = setup.model.build()
+        travelling = {entry.name for entry in adapted.manifest.federated}
+        self._initial = adapted.trained_tensors()
+        self._travelling = {name: tensor for name, tensor in self._initial.items() if name in travelling}
+        self._manifest = adapted.manifest
+        return adapted.manifest
+
+    def _serve(self, grid: Grid) -> None:
+        setup = self._setup
+        rounds_done, tensors = 0, self._travelling
+        known = self._checkpoints.rounds()
+        if known:
+            rounds_done = known[-1]
+            tensors = self._checkpoints.load(rounds_done)
+            log.info("continuing after round %d", rounds_done)
+        self._forget_after(rounds_done)
+        plan = RoundPlan(
+            run_id=self.state["run_id"],
+            schedule=setup.schedule,
+            val_every=setup.val_every,
+            agreement=setup.model.agreement(),
+            num_sites=len(setup.sites),
+            class_names=self._names,
+        )
+        with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
+            loop = RoundLoop(grid, fedavg(len(setup.sites)), plan, self._manifest, self._checkpoints, self._record(bar))
+            tensors = loop.run(tensors, rounds_done)
+            scores, traffic = loop.evaluate(tensors)
+        self._finish(tensors, scores, traffic)
+
+    def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
+        def on_round(record: RoundRecord) -> None:
+            with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record.progress, allow_nan=False) + "\n")
+            self._append_traffic(record.communication)
+            losses = [site["loss"] for site in record.progress["sites"].values()]
+            loss = sum(losses) / len(losses)
+            dice = record.progress["dice"]
+            score = "" if dice is None else f", Dice {dice:.4f} after round {record.progress['validated_round']}"
+            log.info("round %d: loss %.4f%s, %.1f s", record.progress["round"], loss, score, record.progress["seconds"])
+            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.update()
+            if dice is not None:
+                progress_png(self._progress(), self._folder / "progress.png")
+
+        return on_round
+
+    def _finish(self, tensors: dict[str, Any], scores: dict[str, SiteDice], traffic: dict[str, Any]) -> None:
+        self._append_traffic(traffic)
+        together = combine_sites(scores) if scores else None
+        final = None if together is None else {"dice": together.to_dict(self._names)["dice"], "all_sites": together.to_dict(self._names)}
+        by_site = {site: dice.to_dict(self._names) for site, dice in sorted(scores.items())}
+        summary = {"schema_version": 1, "rule": RULE, "grid": "plan", "round": self._setup.schedule.rounds, "sites": by_site} | (
+            final or {"dice": None}
+        )
+        write_json(self._folder / "validation" / "summary.json", summary)
+        with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
+            line = {"event": "final", "round": self._setup.schedule.rounds, "validation": by_site, "dice": summary["dice"]}
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        progress_png(self._progress(), self._folder / "progress.png")
+        info = BundleInfo(
+            base_model=self._setup.model.plans.base_model,
+            base_weights_sha256=self._setup.model.weights_sha256,
+            lora_rank=self._setup.model.lora_rank,
+            rounds_done=self._setup.schedule.rounds,
+            adapter_sha256="0" * 64,
+        )
+        write_adapter(self._folder, self._initial | tensors, info)
+        self.state["final"] = summary
+
+    def _progress(self) -> list[dict[str, Any]]:
+        text = (self._folder / "progress.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def _append_traffic(self, entry: dict[str, Any]) -> None:
+        path = self._folder / "communication.json"
+        document: dict[str, Any] = read_json(path) if path.exists() else {"schema_version": 1, "rounds": []}
+        document["rounds"].append(entry)
+        write_json(path, document)
+
+    def _forget_after(self, rounds_done: int) -> None:
+        """Drops records of rounds that an interruption left without a checkpoint."""
+        progress, traffic = self._folder / "progress.jsonl", self._folder / "communication.json"
+        if progress.exists():
+            kept = [record for record in self._progress() if record["event"] == "round" and record["round"] <= rounds_done]
+            write_text(progress, "".join(json.dumps(record) + "\n" for record in kept))
+        if traffic.exists():
+            document = read_json(traffic)
+            document["rounds"] = [e for e in document["rounds"] if e["message"] == "train.round" and e["round"] <= rounds_done]
+            write_json(traffic, document)
+
+    def _save_state(self, **changes: Any) -> None:
+        self.state |= changes
+        write_json(self._folder / "run.json", self.state)

@@ -1,0 +1,173 @@
+"""From flags and the preprocessed folder to the site setups of each run."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_json
+from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.model.build import ModelSetup
+from fedsam_pipeline.model.device import choose_device
+from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.model.weights import find_weights
+from fedsam_pipeline.preprocessing.store import CaseStore
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import Recipe, load_recipe
+from fedsam_pipeline.training.local_trainer import RunSchedule
+
+Protocol = Literal["federated", "local", "centralized"]
+CONFIGURATION = "main"
+POOLED_SITE = "pooled"
+PLAN_AGAIN = "fedsam_plan_and_preprocess -d {number}"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The flags of ``fedsam_train_federated``; ``None`` leaves a value to the plan."""
+
+    recipe: str = "flap_sam"
+    plans_name: str = "plans"
+    base_model: str | None = None
+    fold: str = "0"
+    protocol: Protocol = "federated"
+    rounds: int | None = None
+    local_steps: int | None = None
+    learning_rate: float | None = None
+    val_every: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int | None = None
+    random_init: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """One run: a federation of one or more sites, and where it is written."""
+
+    folder: Path
+    sites: tuple[SiteSetup, ...]
+    schedule: RunSchedule
+    val_every: int
+    workers: int
+    protocol: Protocol
+    model: ModelSetup
+    dataset: Mapping[str, Any]
+
+
+def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list[RunSetup]:
+    """The runs that a request asks for: one, or one a site under ``local``.
+
+    Args:
+        preprocessed: folder of the planned dataset.
+        results: root of all results.
+        request: the flags.
+
+    Raises:
+        FedsamError: a file of the preprocessed dataset is missing or broken, a flag does not fit it, or weights are missing.
+    """
+    plan_again = PLAN_AGAIN.format(number=preprocessed.name[7:10].lstrip("0") or "0")
+    plans = Plans.load(preprocessed / f"{request.plans_name}.json", fix=plan_again)
+    if request.base_model not in (None, plans.base_model):
+        raise FedsamError(
+            "the plan is for another base model",
+            path=preprocessed / f"{request.plans_name}.json",
+            found=plans.base_model,
+            expected=request.base_model,
+            fix=f"{plan_again} -m {request.base_model}",
+        )
+    recipe = load_recipe(request.recipe)
+    spec = base_model_spec(plans.base_model)
+    weights = None if request.random_init else find_weights(spec)
+    dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
+    folds = _fold(preprocessed, request.fold, plan_again)
+    sites: dict[str, list[str]] = {site: sorted(cases) for site, cases in sorted(dataset["sites"].items())}
+    store = preprocessed / f"store_{plans.preprocessing_sha256()[:8]}"
+    _check_store(store, sites, plan_again)
+    schedule = _schedule(plans, recipe, request, len(sites))
+    owner = {case: site for site, cases in sites.items() for case in cases}
+    if request.protocol == "federated":
+        groups = [("federated", sites)]
+    elif request.protocol == "centralized":
+        groups = [("centralized", {POOLED_SITE: sorted(owner)})]
+    else:
+        groups = [(f"local-{site}", {site: cases}) for site, cases in sites.items()]
+    adaptation = f"{recipe.name}{'-random' if request.random_init else ''}__{request.plans_name}__{CONFIGURATION}"
+    model = ModelSetup(plans, recipe, weights)
+    return [
+        _run_setup(results / preprocessed.name / adaptation, name, members, folds, store, owner, model, schedule, request, dataset)
+        for name, members in groups
+    ]
+
+
+def _run_setup(
+    folder: Path,
+    name: str,
+    members: Mapping[str, list[str]],
+    folds: Mapping[str, set[str]],
+    store: Path,
+    owner: dict[str, str],
+    model: ModelSetup,
+    schedule: RunSchedule,
+    request: TrainRequest,
+    dataset: Mapping[str, Any],
+) -> RunSetup:
+    fold = folder / f"{name}__{model.recipe.aggregation.strategy}__seed{request.seed}" / f"fold_{request.fold}"
+    workers = request.workers or min(len(members), os.cpu_count() or 1)
+    sites = tuple(
+        SiteSetup(
+            site=site,
+            store_folder=store.absolute(),
+            train_cases=tuple(case for case in cases if case in folds["train"]),
+            val_cases=tuple(case for case in cases if case in folds["val"]),
+            owner=owner,
+            model=model,
+            state_folder=(fold / "sites" / site).absolute(),
+            device=choose_device(request.device).type,
+            num_threads=max(1, (os.cpu_count() or 1) // workers),
+        )
+        for site, cases in members.items()
+    )
+    val_every = request.val_every if request.val_every is not None else max(1, schedule.rounds // 4)
+    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset)
+
+
+def _schedule(plans: Plans, recipe: Recipe, request: TrainRequest, num_sites: int) -> RunSchedule:
+    """Rounds and steps. Centralized training takes the steps of all sites together; local training those of its own site."""
+    planned = plans.training
+    local_steps = request.local_steps or planned.local_steps
+    rate = request.learning_rate or (planned.learning_rate if recipe.optimizer.learning_rate == "auto" else recipe.optimizer.learning_rate)
+    return RunSchedule(
+        rounds=request.rounds or planned.rounds,
+        local_steps=local_steps * num_sites if request.protocol == "centralized" else local_steps,
+        peak_learning_rate=rate,
+        seed=request.seed,
+    )
+
+
+def _fold(preprocessed: Path, fold: str, plan_again: str) -> dict[str, set[str]]:
+    """Training and validation cases of a fold; ``all`` trains on everything and validates nothing."""
+    path = preprocessed / "splits_final.json"
+    splits = read_json(path, fix=plan_again)
+    if fold == "all":
+        return {"train": {case for part in splits[0].values() for case in part}, "val": set()}
+    if not fold.isdigit() or int(fold) >= len(splits):
+        raise FedsamError("there is no such fold", path=path, found=f"-f {fold}", expected=f"0 to {len(splits) - 1}, or all", fix="mend -f")
+    return {name: set(splits[int(fold)][name]) for name in ("train", "val")}
+
+
+def _check_store(store: Path, sites: Mapping[str, list[str]], plan_again: str) -> None:
+    stored = set(CaseStore(store).cases()) if store.is_dir() else set()
+    missing = [case for cases in sites.values() for case in cases if case not in stored]
+    if missing:
+        raise FedsamError(
+            "some cases are not preprocessed for this plan",
+            path=store,
+            found=f"{len(missing)} missing, such as {', '.join(missing[:3])}",
+            expected=f"{sum(map(len, sites.values()))} cases",
+            fix=plan_again,
+        )

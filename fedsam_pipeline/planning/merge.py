@@ -1,0 +1,96 @@
+"""Many fingerprints into one: counts add exactly, moments by Chan's formula."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.planning.grids import add_counts
+from fedsam_pipeline.specs.fingerprint import ChannelFingerprint, ClassFingerprint, Counts, Fingerprint, IntensityMoments
+
+
+def merge_fingerprints(fingerprints: Mapping[str, Fingerprint]) -> Fingerprint:
+    """The federation's fingerprint of its sites', merged in sorted order of their names, so that arrival order does not matter.
+
+    Args:
+        fingerprints: by site.
+
+    Raises:
+        FedsamError: no site, or sites that disagree on dataset, labels or channels.
+    """
+    if not fingerprints:
+        raise FedsamError("there is no fingerprint to merge", found="0 sites", expected="at least one", fix="add a site with cases")
+    sites = sorted(fingerprints)
+    first = fingerprints[sites[0]]
+    for site in sites[1:]:
+        other = fingerprints[site]
+        for what, ours, theirs in (
+            ("dataset", first.dataset_name, other.dataset_name),
+            ("labels", first.labels, other.labels),
+            ("channels", [channel.name for channel in first.channels], [channel.name for channel in other.channels]),
+        ):
+            if ours != theirs:
+                raise FedsamError(
+                    f"sites {sites[0]} and {site} disagree on the {what}",
+                    found=f"{theirs} at {site}",
+                    expected=f"{ours}, as at {sites[0]}",
+                    fix="give all sites the same dataset.json (apart from its cases)",
+                )
+    members = [fingerprints[site] for site in sites]
+    return pool_fingerprints(members, num_sites=sum(member.num_sites for member in members))
+
+
+def pool_fingerprints(members: Sequence[Fingerprint], num_sites: int) -> Fingerprint:
+    """Adds up fingerprints of one dataset, in the order given.
+
+    Args:
+        members: at least one; of sites, or of single cases of one site.
+        num_sites: how many sites the result stands for.
+    """
+    first = members[0]
+    return Fingerprint(
+        dataset_name=first.dataset_name,
+        labels=first.labels,
+        num_sites=num_sites,
+        num_cases=sum(member.num_cases for member in members),
+        spacing=_add_axes(member.spacing for member in members),
+        size=_add_axes(member.size for member in members),
+        extent=_add_axes(member.extent for member in members),
+        kept_fraction=add_counts(member.kept_fraction for member in members),
+        channels=tuple(_add_channels(parts) for parts in zip(*(member.channels for member in members), strict=True)),
+        classes={name: _add_classes([member.classes[name] for member in members]) for name in first.classes},
+    )
+
+
+def merge_moments(a: IntensityMoments, b: IntensityMoments) -> IntensityMoments:
+    """Moments of two groups together (Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm", 1979)."""
+    weight = a.weight + b.weight
+    if not a.weight or not b.weight:
+        return a if a.weight else b
+    delta = b.mean - a.mean
+    return IntensityMoments(
+        weight=weight,
+        mean=(a.weight * a.mean + b.weight * b.mean) / weight,
+        m2=a.m2 + b.m2 + delta * delta * (a.weight * b.weight / weight),
+    )
+
+
+def _add_axes(parts: Iterable[tuple[Counts, Counts, Counts]]) -> tuple[Counts, Counts, Counts]:
+    z, y, x = zip(*parts, strict=True)
+    return add_counts(z), add_counts(y), add_counts(x)
+
+
+def _add_channels(parts: Sequence[ChannelFingerprint]) -> ChannelFingerprint:
+    return ChannelFingerprint(
+        name=parts[0].name,
+        moments=reduce(merge_moments, (part.moments for part in parts)),
+        histogram=add_counts(part.histogram for part in parts),
+    )
+
+
+def _add_classes(parts: Sequence[ClassFingerprint]) -> ClassFingerprint:
+    return ClassFingerprint(
+        num_cases=sum(part.num_cases for part in parts),
+        volume_mm3=add_counts(part.volume_mm3 for part in parts),
+        components=add_counts(part.components for part in parts),
+        extent_mm=_add_axes(part.extent_mm for part in parts),
+    )

@@ -1,0 +1,116 @@
+"""One case from its raw grid to the store's, in nnU-Net's order: canonical axes, crop, normalize, resample, slice axis first."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsam_pipeline.dataset.volume import Volume, to_canonical
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.preprocessing.crop import crop, nonzero_box
+from fedsam_pipeline.preprocessing.normalize import normalize
+from fedsam_pipeline.preprocessing.resample import coarse_axis, resample, resample_labels, resampled_size
+from fedsam_pipeline.specs.case import CaseProperties
+from fedsam_pipeline.specs.plans import Plans
+
+MAX_LOCATIONS = 1000
+"""foreground voxels remembered for each class of a case: enough to centre slabs on, small enough to load at once"""
+
+log = logging.getLogger(__name__)
+
+
+def preprocess_image(
+    volume: Volume, plans: Plans, *, case: str = "case", site: str | None = None, input_files: Sequence[str] = ()
+) -> tuple[NDArray[np.float32], CaseProperties]:
+    """Preprocesses one image; training and inference share this code.
+
+    Args:
+        volume: the image as read, (C, Z, Y, X), in any orientation.
+        plans: the plan.
+        case, site, input_files: for the record.
+
+    Returns:
+        The image (C, S, H, W), float32, unitless, at target spacing, and how to get back to the image's own grid.
+
+    Raises:
+        FedsamError: the image has another number of channels than the plan.
+    """
+    if len(volume.array) != len(plans.channels):
+        raise FedsamError(
+            f"image {case} has the wrong number of channels",
+            found=len(volume.array),
+            expected=f"{len(plans.channels)}: {', '.join(channel.name for channel in plans.channels)}",
+            fix="give one file a channel, CASE_0000, CASE_0001, ..., in the order of dataset.json",
+        )
+    canonical = to_canonical(volume)
+    start, size = nonzero_box(canonical.array)
+    spacing = canonical.geometry.spacing
+    properties = CaseProperties(
+        case=case,
+        site=site,
+        original_size=volume.geometry.size,
+        original_spacing=volume.geometry.spacing,
+        original_origin=volume.geometry.origin,
+        original_direction=volume.geometry.direction,
+        canonical_size=canonical.geometry.size,
+        crop_start=start,
+        crop_size=size,
+        resampled_size=resampled_size(size, spacing, plans.target_spacing),
+        slice_axis=plans.slice_axis,
+        input_files=tuple(input_files),
+    )
+    image = normalize(crop(canonical.array, start, size), plans.channels)
+    image = resample(
+        image,
+        properties.resampled_size,
+        plans.resampling.image_order,
+        coarse_axis=coarse_axis(spacing, plans.target_spacing),
+        coarse_order=plans.resampling.image_order_coarse_axis,
+    )
+    return np.ascontiguousarray(np.moveaxis(image, 1 + plans.slice_axis, 1)), properties
+
+
+def preprocess_labels(labels: Volume, properties: CaseProperties, plans: Plans) -> NDArray[Any]:
+    """Preprocesses the mask that belongs to an image.
+
+    Args:
+        labels: the mask as read, (Z, Y, X), on the image's grid.
+        properties: what ``preprocess_image`` returned.
+        plans: the plan.
+
+    Returns:
+        (S, H, W), int8, or int16 beyond 127 classes.
+    """
+    canonical = to_canonical(labels).array
+    inside = crop(canonical, properties.crop_start, properties.crop_size)
+    lost = int(np.count_nonzero(canonical)) - int(np.count_nonzero(inside))
+    if lost:
+        log.warning(
+            "case %s: %d labelled voxels lie where the image is empty (all zero) and are left out of training", properties.case, lost
+        )
+    resampled = resample_labels(inside, properties.resampled_size, plans.resampling.label_order)
+    dtype = np.int8 if plans.num_classes <= np.iinfo(np.int8).max else np.int16
+    return np.ascontiguousarray(np.moveaxis(resampled, plans.slice_axis, 0), dtype=dtype)
+
+
+def foreground_locations(labels: NDArray[Any], case: str) -> dict[int, NDArray[np.int32]]:
+    """Up to ``MAX_LOCATIONS`` voxels of each class present, drawn without replacement; the draw depends on the case's name only.
+
+    Args:
+        labels: (S, H, W).
+        case: its name.
+
+    Returns:
+        class to (N, 3) voxels (s, h, w), ascending; background is left out.
+    """
+    seed = int.from_bytes(hashlib.sha256(case.encode("utf-8")).digest()[:8], "little")
+    locations = {}
+    for label in np.unique(labels[labels > 0]):
+        flat = np.flatnonzero(labels == label)
+        if len(flat) > MAX_LOCATIONS:
+            flat = np.sort(np.random.default_rng([seed, int(label)]).choice(flat, MAX_LOCATIONS, replace=False))
+        locations[int(label)] = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int32)
+    return locations

@@ -1,0 +1,129 @@
+"""Resampling of volumes and labels to another size; the field of view stays the same.
+
+Voxel centres are placed as ``align_corners=False`` does, and as scikit-image's ``resize`` (nnU-Net's resampling) does: the outer faces of
+the first and last voxels coincide on both grids. Beyond the outermost centres the border value is repeated.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch.nn import functional
+
+Size = tuple[int, int, int]
+
+COARSE_RATIO = 3.0
+"""nnU-Net's threshold: a spacing more than this many times the finest one makes its axis coarse"""
+
+
+def resampled_size(size: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]) -> Size:
+    """Size in voxels after resampling: ``round(size * spacing / target)``, at least 1, as in nnU-Net. All ordered (z, y, x)."""
+    z, y, x = (max(1, round(length * old / new)) for length, old, new in zip(size, spacing, target_spacing, strict=True))
+    return z, y, x
+
+
+def coarse_axis(spacing: Sequence[float], target_spacing: Sequence[float]) -> int | None:
+    """The axis to interpolate apart from the others, or ``None`` (nnU-Net's ``determine_do_sep_z_and_axis``).
+
+    It is the one axis of largest spacing where that is more than ``COARSE_RATIO`` times the smallest, in the image or else at the target.
+    """
+    for lengths in (spacing, target_spacing):
+        if max(lengths) / min(lengths) > COARSE_RATIO:
+            coarsest = [axis for axis, length in enumerate(lengths) if length == max(lengths)]
+            return coarsest[0] if len(coarsest) == 1 else None
+    return None
+
+
+def resample(
+    array: NDArray[np.float32], size: Sequence[int], order: int = 1, *, coarse_axis: int | None = None, coarse_order: int = 0
+) -> NDArray[np.float32]:
+    """Interpolates a volume to another size.
+
+    Args:
+        array: (C, Z, Y, X).
+        size: new (Z, Y, X).
+        order: 0 nearest, 1 linear, 3 cubic.
+        coarse_axis: an axis (0, 1, 2) along which ``coarse_order`` is used instead: nnU-Net's rule for anisotropic volumes, where
+            interpolating between distant slices would invent tissue. ``None``: one order for all axes.
+        coarse_order: the order along ``coarse_axis``.
+
+    Returns:
+        (C, *size), float32; the input itself (no copy) where the size is unchanged.
+
+    Raises:
+        ValueError: another order, or a shape that is not (C, Z, Y, X).
+    """
+    target = _checked(array, size, order, coarse_order)
+    if array.shape[1:] == target:
+        return np.asarray(array, dtype=np.float32)
+    if coarse_axis is None or coarse_order == order:
+        return _resample_once(array, target, order)
+    in_plane = tuple(array.shape[1 + axis] if axis == coarse_axis else target[axis] for axis in range(3))
+    return _resample_once(_resample_once(array, in_plane, order), target, coarse_order)
+
+
+def resample_labels(labels: NDArray[Any], size: Sequence[int], order: int = 1) -> NDArray[Any]:
+    """Resamples a label map (Z, Y, X) to ``size``; values and dtype are kept.
+
+    Order 1 interpolates each class's mask linearly and keeps, voxel by voxel, the class with the largest share (a running maximum: two
+    volumes in memory whatever the number of classes). Ties go to the smaller label. Order 0 takes the nearest voxel.
+
+    Raises:
+        ValueError: another order, or a shape that is not (Z, Y, X).
+    """
+    target = _checked(labels[None], size, order, 0)
+    if order == 3:
+        raise ValueError("labels are resampled with order 0 or 1")
+    if labels.shape == target:
+        return labels
+    values = np.unique(labels)
+    if order == 0 or len(values) == 1:
+        index = [_nearest(old, new) for old, new in zip(labels.shape, target, strict=True)]
+        return np.ascontiguousarray(labels[np.ix_(*index)])
+    result = np.full(target, values[0], dtype=labels.dtype)
+    best = torch.zeros(target)
+    for value in values:
+        mask = torch.from_numpy((labels == value).astype(np.float32))
+        share = _linear(mask[None], target)[0]
+        better = share > best
+        result[better.numpy()] = value
+        torch.maximum(best, share, out=best)
+    return result
+
+
+def _checked(array: NDArray[Any], size: Sequence[int], order: int, coarse_order: int) -> Size:
+    if array.ndim != 4 or len(size) != 3 or min(*array.shape, *size) < 1:
+        raise ValueError(f"cannot resample an array of shape {array.shape} to {tuple(size)}")
+    if order not in (0, 1, 3) or coarse_order not in (0, 1, 3):
+        raise ValueError(f"interpolation orders are 0, 1 and 3, not {order} and {coarse_order}")
+    return int(size[0]), int(size[1]), int(size[2])
+
+
+def _resample_once(array: NDArray[np.float32], size: Sequence[int], order: int) -> NDArray[np.float32]:
+    target = (int(size[0]), int(size[1]), int(size[2]))
+    if array.shape[1:] == target:
+        return array
+    if order == 0:
+        index = [_nearest(old, new) for old, new in zip(array.shape[1:], target, strict=True)]
+        return np.ascontiguousarray(array[np.ix_(np.arange(array.shape[0]), *index)], dtype=np.float32)
+    if order == 1:
+        return _linear(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), target).numpy()
+    factors = [new / old for old, new in zip(array.shape[1:], target, strict=True)]
+    result = np.empty((array.shape[0], *target), dtype=np.float32)
+    for channel, output in zip(array, result, strict=True):  # grid_mode: voxel faces, not centres, keep their places
+        ndimage.zoom(channel, factors, output=output, order=3, mode="nearest", grid_mode=True)
+    return result
+
+
+def _linear(volume: torch.Tensor, size: Size) -> torch.Tensor:
+    """(C, Z, Y, X) to (C, *size), trilinear."""
+    return functional.interpolate(volume[None], size=size, mode="trilinear", align_corners=False)[0]
+
+
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
+    """For each of ``new`` voxels, the index of the old voxel that its centre lies in."""
+    centres = (np.arange(new, dtype=np.float64) + 0.5) * (old / new)
+    return np.minimum(centres.astype(np.int64), old - 1)

@@ -1,0 +1,111 @@
+"""Work on many cases in parallel processes; a case that fails is named and harms no other."""
+
+import logging
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from fedsam_pipeline.errors import FedsamError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CaseOutcome(Generic[T]):
+    """What became of one case: either ``result`` or ``error`` with its ``trace``."""
+
+    case: str
+    result: T | None = None
+    error: Exception | None = None
+    trace: str = ""
+    warnings: tuple[str, ...] = ()
+    """what a worker process logged meanwhile; in this process it went to the log directly"""
+
+
+def work_on_cases(function: Callable[[str], T], cases: Sequence[str], num_processes: int, title: str) -> Iterator[CaseOutcome[T]]:
+    """Calls ``function`` for every case and yields the outcomes in the order of ``cases``.
+
+    At most ``num_processes`` cases are in memory, one a worker. Workers are started afresh (``spawn``), so ``function`` and its results
+    must travel between processes. With one process everything runs in this one.
+
+    Args:
+        function: what to do with a case.
+        cases: names.
+        num_processes: workers.
+        title: beside the progress bar.
+
+    Raises:
+        FedsamError: a worker was killed, for want of memory as a rule.
+    """
+    with tqdm(total=len(cases), desc=title, unit="case", disable=None) as bar:
+        for outcome in _outcomes(function, cases, min(num_processes, len(cases))):
+            for warning in outcome.warnings:
+                log.warning("%s", warning)
+            if outcome.error is not None:
+                log.debug("case %s failed:\n%s", outcome.case, outcome.trace)
+            bar.update()
+            yield outcome
+
+
+def _outcomes(function: Callable[[str], T], cases: Sequence[str], num_processes: int) -> Iterator[CaseOutcome[T]]:
+    if num_processes <= 1:
+        for case in cases:
+            yield _attempt(function, case)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
+        futures: list[Future[CaseOutcome[T]]] = [pool.submit(_attempt_in_worker, function, case) for case in cases]
+        try:
+            for case, future in zip(cases, futures, strict=True):
+                try:
+                    yield future.result()
+                except BrokenProcessPool as error:
+                    raise FedsamError(
+                        "a worker process was killed, most likely because memory ran out",
+                        found=f"it happened at {case} or one of the cases after it",
+                        expected=f"memory for {num_processes} cases at a time",
+                        fix="use fewer processes: -np 1",
+                    ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _attempt(function: Callable[[str], T], case: str) -> CaseOutcome[T]:
+    try:
+        return CaseOutcome(case, result=function(case))
+    except Exception as error:  # handed to the caller with its case, never dropped
+        return CaseOutcome(case, error=error, trace=traceback.format_exc())
+
+
+class _Collector(logging.Handler):
+    """Keeps a worker's warnings until its case is done: workers have no log file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(self.format(record))
+
+
+def _attempt_in_worker(function: Callable[[str], T], case: str) -> CaseOutcome[T]:
+    collector = _Collector()
+    logging.getLogger().addHandler(collector)
+    try:
+        outcome = _attempt(function, case)
+    finally:
+        logging.getLogger().removeHandler(collector)
+    return replace(outcome, warnings=tuple(collector.messages))
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)  # the processes share the cores

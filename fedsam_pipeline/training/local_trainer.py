@@ -1,0 +1,135 @@
+"""Trains an adapter on one site's cases. Knows nothing of federation."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsam_pipeline.model.build import AdaptedModel
+from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import Recipe
+from fedsam_pipeline.training.loss import segmentation_loss
+from fedsam_pipeline.training.schedule import learning_rate
+from fedsam_pipeline.training.slab_loader import SlabLoader
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """What decides the course of a whole run."""
+
+    rounds: int
+    local_steps: int
+    peak_learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What one site's round gave."""
+
+    loss: float
+    """mean over the steps"""
+    last_learning_rate: float
+    seconds: float
+    data_seconds: float
+    """of them, waiting for slabs"""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class LocalTrainer:
+    """Optimizer steps on one site's slabs.
+
+    Args:
+        adapted: the model; its trained tensors are changed in place.
+        loader: the site's slabs.
+        plans: the plan.
+        recipe: the recipe.
+        device: where the model is.
+    """
+
+    def __init__(self, adapted: AdaptedModel, loader: SlabLoader, plans: Plans, recipe: Recipe, device: torch.device) -> None:
+        self._adapted, self._loader, self._recipe, self._device = adapted, loader, recipe, device
+        self._autocast = autocast_dtype(device)
+        self._batch = plans.training.effective_batch
+        parameters = dict(adapted.model.named_parameters())
+        self._parameters = {name: parameters[name] for name in adapted.manifest.trained_names}
+        optimizer = recipe.optimizer
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=1.0, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
+        )
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Copies of the optimizer's moments, keys ``exp_avg/NAME``, ``exp_avg_sq/NAME``, ``step/NAME``; empty before the first step."""
+        return {
+            f"{moment}/{name}": self._optimizer.state[parameter][moment].clone()
+            for name, parameter in self._parameters.items()
+            if parameter in self._optimizer.state
+            for moment in _MOMENTS
+        }
+
+    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over moments that ``optimizer_state`` gave; an empty state starts afresh."""
+        self._optimizer.state.clear()
+        for name, parameter in self._parameters.items():
+            if f"step/{name}" in state:
+                self._optimizer.state[parameter] = {
+                    moment: state[f"{moment}/{name}"].to(parameter.device if moment != "step" else "cpu").clone() for moment in _MOMENTS
+                }
+
+    def train_round(
+        self, schedule: RunSchedule, *, round_number: int, site: str, on_step: Callable[[int], None] | None = None
+    ) -> RoundResult:
+        """Takes ``schedule.local_steps`` optimizer steps.
+
+        Args:
+            schedule: of the whole run.
+            round_number: from 1.
+            site: name of the site; part of the seed.
+            on_step: called after each step.
+
+        Raises:
+            TrainingDiverged: the loss is not finite.
+        """
+        model = self._adapted.model.train()
+        total, rate, waited = 0.0, 0.0, 0.0
+        started = time.perf_counter()
+        for step in range(schedule.local_steps):
+            before = time.perf_counter()
+            images, labels = self._loader.batch(schedule.seed, round_number, site, step)
+            waited += time.perf_counter() - before
+            rate = learning_rate(
+                schedule.peak_learning_rate,
+                self._recipe.schedule,
+                round_number=round_number,
+                step=step,
+                rounds=schedule.rounds,
+                local_steps=schedule.local_steps,
+            )
+            total += self._step(images.to(self._device), labels.to(self._device), rate)
+            if on_step is not None:
+                on_step(step)
+        model.eval()
+        return RoundResult(total / schedule.local_steps, rate, time.perf_counter() - started, waited)
+
+    def _step(self, images: Tensor, labels: Tensor, rate: float) -> float:
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            logits = self._adapted.model(images)
+        loss = segmentation_loss(logits, labels, self._recipe.loss)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(f"the training loss became {value}; lower the learning rate")
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.optimizer.gradient_clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return value

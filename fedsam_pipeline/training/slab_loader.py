@@ -1,0 +1,100 @@
+"""Cuts the slabs of one optimizer step from a site's preprocessed store."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.preprocessing.slabs import encoder_inputs, labels_to_image_size, read_slab, to_image_size
+from fedsam_pipeline.preprocessing.store import CaseStore, StoredCase
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.training.augment import SlabAugmentation
+from fedsam_pipeline.training.randomness import sample_generator
+
+
+class SlabLoader:
+    """Random slabs of some cases, foreground oversampled.
+
+    Each slab draws a case (all equally likely), then with probability ``plans.training.foreground_fraction`` a class among those the
+    case has and a voxel of that class to lie in the slab and the window; otherwise any place.
+
+    Args:
+        store: the site's preprocessed cases.
+        cases: which of them to train on.
+        plans: the plan.
+    """
+
+    def __init__(self, store: CaseStore, cases: Sequence[str], plans: Plans) -> None:
+        if not cases:
+            raise FedsamError("a site has no training case in this fold", path=store.folder, fix="use another fold, or -f all")
+        self.cases = tuple(sorted(cases))
+        self._store, self._plans = store, plans
+        self._augment = SlabAugmentation(plans.window, plans.training.mirror_axes)
+        self._open: dict[str, StoredCase] = {}
+        batch, depth = plans.training.effective_batch, plans.slab_depth
+        self.slabs_per_step = max(1, batch // depth)
+
+    def batch(self, seed: int, round_number: int, site: str, step: int) -> tuple[Tensor, Tensor]:
+        """The slabs of one optimizer step.
+
+        Returns:
+            images (N, 3, size, size) float32 and labels (N, size, size) int64, N = slabs a step x slab depth.
+        """
+        images, labels = [], []
+        for i in range(self.slabs_per_step):
+            generator = sample_generator(seed, round_number, site, step * self.slabs_per_step + i)
+            image, label = self._slab(generator)
+            images.append(image)
+            labels.append(label)
+        return torch.cat(images), torch.cat(labels)
+
+    def _slab(self, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        plans = self._plans
+        case = self._case(self.cases[generator.integers(len(self.cases))])
+        first, origin = self._place(case, generator)
+        margin = plans.max_offset
+        image = read_slab(case.image, first, plans.slab_depth, margin, origin=origin, window=plans.window)
+        label = read_slab(case.labels, first, plans.slab_depth, origin=origin, window=plans.window, fill=0)
+        augmented, moved = self._augment(image.numpy(), label.numpy(), generator)
+        inputs = encoder_inputs(torch.from_numpy(augmented), plans)
+        size = plans.image_size
+        return to_image_size(inputs, size), labels_to_image_size(torch.from_numpy(moved), size).long()
+
+    def _case(self, name: str) -> StoredCase:
+        if name not in self._open:
+            self._open[name] = self._store.open(name)
+        return self._open[name]
+
+    def _place(self, case: StoredCase, generator: np.random.Generator) -> tuple[int, tuple[int, int]]:
+        """First slice and (top, left) of the window."""
+        plans = self._plans
+        _, slices, height, width = case.image.shape
+        present = [value for value, voxels in case.foreground.items() if len(voxels)]
+        if present and generator.random() < plans.training.foreground_fraction:
+            voxels = case.foreground[present[generator.integers(len(present))]]
+            centre = voxels[generator.integers(len(voxels))]
+            low = int(centre[0]) - int(generator.integers(plans.slab_depth))
+            origin = [
+                _near(int(centre[1 + i]), window, size, generator)
+                for i, (window, size) in enumerate(zip(plans.window, (height, width), strict=True))
+            ]
+        else:
+            low = int(generator.integers(max(1, slices - plans.slab_depth + 1)))
+            origin = [_anywhere(window, size, generator) for window, size in zip(plans.window, (height, width), strict=True)]
+        first = min(max(low, 0), max(0, slices - plans.slab_depth))
+        return first, (origin[0], origin[1])
+
+
+def _anywhere(window: int, size: int, generator: np.random.Generator) -> int:
+    """A window's start within the axis; where the axis is shorter than the window, anywhere that keeps the whole axis in it."""
+    low, high = min(0, size - window), max(0, size - window)
+    return int(generator.integers(low, high + 1))
+
+
+def _near(centre: int, window: int, size: int, generator: np.random.Generator) -> int:
+    """Like ``_anywhere``, among the starts that contain ``centre``."""
+    low, high = min(0, size - window), max(0, size - window)
+    low, high = max(low, centre - window + 1), min(high, centre)
+    return int(generator.integers(low, high + 1))

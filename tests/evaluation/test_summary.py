@@ -1,0 +1,104 @@
+"""The means over cases, classes and sites, worked out by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsam_pipeline.evaluation.summary import CaseScore, SiteDice, combine_sites, format_table, summarize, summarize_site
+from fedsam_pipeline.files import write_json
+
+PERFECT = [10, 0, 0]
+HALF = [5, 5, 5]
+ABSENT = [0, 0, 0]
+WRONG = [0, 3, 0]
+
+
+def _table(*rows: list[int]) -> np.ndarray:
+    return np.array(rows, dtype=np.int64)
+
+
+def _score(case: str, site: str, *rows: list[int]) -> CaseScore:
+    return CaseScore(case, site, f"gt/{case}.nii.gz", f"pred/{case}.nii.gz", _table(*rows), 1000)
+
+
+CASES = [
+    _score("b1", "site_b", WRONG, ABSENT),
+    _score("a2", "site_a", HALF, PERFECT),
+    _score("a1", "site_a", PERFECT, ABSENT),
+]
+
+
+def test_a_site_is_the_mean_over_cases_then_classes() -> None:
+    site = summarize_site([_table(PERFECT, ABSENT), _table(HALF, PERFECT)])
+    assert site.classes.tolist() == [0.75, 1.0]
+    assert site.dice == pytest.approx(0.875)
+    assert site.num_cases == 2
+    assert site.absent.tolist() == [0, 1]
+
+
+def test_a_class_that_no_case_has_is_left_out() -> None:
+    site = summarize_site([_table(WRONG, ABSENT)])
+    assert site.classes[0] == 0
+    assert np.isnan(site.classes[1])
+    assert site.dice == 0
+    assert np.isnan(summarize_site([_table(ABSENT, ABSENT)]).dice)
+
+
+def test_sites_count_alike_whatever_their_size() -> None:
+    large = summarize_site([_table(PERFECT, PERFECT)] * 9)
+    small = summarize_site([_table(WRONG, ABSENT)])
+    nothing = summarize_site([_table(ABSENT, ABSENT)])
+    together = combine_sites({"large": large, "small": small, "nothing": nothing})
+    assert together.dice == 0.5
+    assert together.classes.tolist() == [0.5, 1.0]
+    assert together.num_cases == 11
+    assert together.absent.tolist() == [1, 2]
+
+
+def test_nothing_has_no_dice() -> None:
+    with pytest.raises(ValueError, match="without scored cases"):
+        summarize_site([])
+    with pytest.raises(ValueError, match="no site"):
+        combine_sites({})
+
+
+def test_a_site_survives_the_trip_as_json() -> None:
+    site = summarize_site([_table(WRONG, ABSENT)])
+    sent = json.loads(json.dumps(site.to_dict(["anterior", "posterior"])))
+    assert sent["classes"] == {"anterior": 0.0, "posterior": None}
+    back = SiteDice.from_dict(sent, ["anterior", "posterior"])
+    np.testing.assert_array_equal(back.classes, site.classes)
+    assert (back.dice, back.num_cases, back.absent.tolist()) == (site.dice, 1, [0, 1])
+
+
+def test_summary_has_the_shape_of_nnunet_and_ours_beside_it(tmp_path: Path) -> None:
+    summary = summarize(CASES, ["anterior", "posterior"])
+    write_json(tmp_path / "summary.json", summary)  # refuses NaN
+    assert [row["case"] for row in summary["metric_per_case"]] == ["a1", "a2", "b1"]
+    first = summary["metric_per_case"][0]
+    assert first["reference_file"] == "gt/a1.nii.gz"
+    assert first["prediction_file"] == "pred/a1.nii.gz"
+    assert first["metrics"]["1"] == {"Dice": 1.0, "IoU": 1.0, "TP": 10, "FP": 0, "FN": 0, "TN": 990, "n_pred": 10, "n_ref": 10}
+    assert first["metrics"]["2"]["Dice"] is None
+    assert summary["mean"]["1"]["Dice"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert summary["mean"]["1"]["FP"] == pytest.approx((0 + 5 + 3) / 3)
+    assert summary["mean"]["2"]["Dice"] == 1
+    assert summary["foreground_mean"]["Dice"] == pytest.approx(0.75)
+    assert summary["schema_version"] == 1
+    assert summary["labels"] == {"anterior": 1, "posterior": 2}
+    assert summary["sites"]["site_a"]["dice"] == pytest.approx(0.875)
+    assert summary["sites"]["site_b"]["classes"] == {"anterior": 0.0, "posterior": None}
+    assert summary["dice"] == summary["all_sites"]["dice"] == pytest.approx(0.4375)
+    assert summary["rule"].startswith("Dice: mean over cases, then classes")
+
+
+def test_the_table_shows_sites_classes_means_and_the_rule() -> None:
+    lines = format_table(summarize(CASES, ["anterior", "posterior"])).splitlines()
+    assert lines[0].split() == ["site", "cases", "anterior", "posterior", "mean"]
+    assert lines[2].split() == ["site_a", "2", "0.7500", "1.0000", "0.8750"]
+    assert lines[3].split() == ["site_b", "1", "0.0000", "-", "0.0000"]
+    assert lines[5].split() == ["mean", "3", "0.3750", "1.0000", "0.4375"]
+    assert lines[6].startswith("Dice: mean over cases")
+    assert lines[7] == "absent in both masks, not counted (cases): posterior 2"

@@ -1,0 +1,59 @@
+"""A grid within this process: real ClientApps, real messages, no Ray."""
+
+from collections.abc import Iterable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsam_pipeline.flower.client_app import make_client_app
+from fedsam_pipeline.flower.site_worker import SiteSetup
+
+
+class DirectGrid(Grid):
+    """Node ``i`` is the ``i``-th setup. Keeps what crossed in ``sent`` and ``received``."""
+
+    def __init__(self, setups: Iterable[SiteSetup]) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
+        self._setups = list(setups)
+        self._app = make_client_app(lambda context: self._setups[int(context.node_config["partition-id"])])
+        self.sent: list[Message] = []
+        self.received: list[Message] = []
+
+    def get_node_ids(self) -> Iterable[int]:
+        return range(1, len(self._setups) + 1)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        del timeout
+        replies = []
+        for message in list(messages)[::-1]:  # answers come in any order
+            node = message.metadata.dst_node_id
+            context = Context(run_id=1, node_id=node, node_config={"partition-id": node - 1}, state=RecordDict(), run_config={})
+            stamped = Message(message.content, dst_node_id=node, message_type=message.metadata.message_type)
+            stamped.metadata.__dict__["_message_id"] = f"m{node}"
+            reply = self._app(stamped, context)
+            self.sent.append(stamped)
+            self.received.append(reply)
+            replies.append(reply)
+        return replies
+
+    def set_run(self, run: object) -> None:
+        raise AssertionError("not used")
+
+    @property
+    def run(self) -> Run:
+        raise AssertionError("not used")
+
+    def create_message(self, *arguments: object, **named: object) -> Message:
+        raise AssertionError("not used")
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        raise AssertionError("not used")
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise AssertionError("not used")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise AssertionError("not used")

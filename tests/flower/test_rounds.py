@@ -1,0 +1,261 @@
+"""Rounds of a federation: what travels, how it is aggregated, resuming, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+
+from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.flower import client_app
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_arrays, to_arrays
+from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
+from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.specs.recipe import Recipe, load_recipe
+from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule
+from fedsam_pipeline.training.slab_loader import SlabLoader
+from tests.conftest import make_tiny_plans
+from tests.flower.grids import DirectGrid
+from tests.training.stores import write_store
+
+SITES = {"site_a": 3, "site_b": 2, "site_c": 1}
+SCHEDULE = RunSchedule(rounds=3, local_steps=2, peak_learning_rate=2e-3, seed=3)
+
+
+def setups(folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None) -> list[SiteSetup]:
+    plans = make_tiny_plans()
+    made = []
+    for index, (site, count) in enumerate(sites.items()):
+        cases = [f"{site}_{i}" for i in range(count + 1)]
+        store = folder / "store" / site
+        if not store.exists():
+            write_store(store, cases, seed=index, site=site, offset=0.3 * index)
+        made.append(
+            SiteSetup(
+                site=site,
+                store_folder=store,
+                train_cases=tuple(cases[:-1]),
+                val_cases=tuple(cases[-1:]),
+                owner=dict.fromkeys(cases, site),
+                model=ModelSetup(plans, recipe or load_recipe("flap_sam"), None),
+                state_folder=folder / "sites" / site,
+                device="cpu",
+                num_threads=1,
+            )
+        )
+    return made
+
+
+def model(recipe: Recipe | None = None) -> AdaptedModel:
+    return build_adapted("tiny_random", recipe or load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
+
+
+def start(adapted: AdaptedModel) -> dict[str, torch.Tensor]:
+    return {entry.name: adapted.trained_tensors()[entry.name].clone() for entry in adapted.manifest.federated}
+
+
+class Federation:
+    """A run in this process."""
+
+    def __init__(self, folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None, val_every: int = 0) -> None:
+        self.setups = setups(folder, sites, recipe)
+        self.grid = DirectGrid(self.setups)
+        self.records: list[RoundRecord] = []
+        self.adapted = model(recipe)
+        self.checkpoints = CheckpointSeries(folder / "checkpoints", "round_")
+        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), len(self.setups), ("organ", "lesion"))
+        strategy = fedavg(len(self.setups))
+        self.loop = RoundLoop(self.grid, strategy, plan, self.adapted.manifest, self.checkpoints, self.records.append)
+
+    def run(self, rounds_done: int = 0) -> dict[str, torch.Tensor]:
+        tensors = self.checkpoints.load(rounds_done) if rounds_done else start(self.adapted)
+        return self.loop.run(tensors, rounds_done)
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_one_site_is_the_plain_trainer(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"site_a": 3})
+    federated = federation.run()
+    setup = federation.setups[0]
+    plain = model()
+    loader = SlabLoader(write_store(tmp_path / "again", [f"site_a_{i}" for i in range(4)]), setup.train_cases, setup.model.plans)
+    trainer = LocalTrainer(plain, loader, setup.model.plans, setup.model.recipe, torch.device("cpu"))
+    for round_number in (1, 2, 3):
+        trainer.train_round(SCHEDULE, round_number=round_number, site="site_a")
+    assert_equal(federated, start(plain))
+
+
+def test_an_interrupted_run_that_continues_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = Federation(tmp_path / "whole").run()
+    first = Federation(tmp_path / "cut")
+    first.loop._on_round = stop_after(2)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = Federation(tmp_path / "cut")
+    assert second.checkpoints.rounds()[-1] == 2
+    assert_equal(second.run(rounds_done=2), whole)
+
+
+def stop_after(last: int):  # type: ignore[no-untyped-def]
+    def on_round(record: RoundRecord) -> None:
+        if record.progress["round"] == last:
+            raise KeyboardInterrupt
+
+    return on_round
+
+
+def test_the_aggregate_is_the_mean_weighted_by_training_cases(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    tensors, _ = federation.loop._round(start(federation.adapted), 1)
+    replies = {
+        str(m.content.config_records[CONFIG]["site"]): from_arrays(m.content.array_records[PAYLOAD]) for m in federation.grid.received
+    }
+    for name, tensor in tensors.items():
+        expected = sum(SITES[site] * arrays[name].astype(np.float64) for site, arrays in replies.items()) / sum(SITES.values())
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-5, atol=1e-7)
+        assert tensor.dtype == torch.float32
+
+
+def test_only_the_manifests_federated_tensors_travel(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.run()
+    expected = {entry.name for entry in federation.adapted.manifest.federated}
+    for message in federation.grid.sent + federation.grid.received:
+        assert set(message.content.array_records[PAYLOAD]) == expected
+
+
+def test_bytes_are_those_of_the_messages(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.run()
+    site = federation.records[0].communication["sites"]["site_b"]
+    payload = 4 * federation.adapted.manifest.federated_parameters
+    assert site["up"]["bytes_payload"] == site["down"]["bytes_payload"] == payload
+    assert payload < site["up"]["bytes_message"] < payload + 400 * len(federation.adapted.manifest.federated) + 1000
+    assert federation.records[0].progress["bytes_up"] == sum(
+        entry["up"]["bytes_message"] for entry in federation.records[0].communication["sites"].values()
+    )
+
+
+def test_scores_come_from_the_received_model_and_the_final_one(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, val_every=2)
+    tensors = federation.run()
+    assert [bool(record.progress["validation"]) for record in federation.records] == [False, False, True]
+    assert federation.records[2].progress["validated_round"] == 2
+    scores, traffic = federation.loop.evaluate(tensors)
+    assert sorted(scores) == sorted(SITES)
+    assert all(0 <= score.dice <= 1 for score in scores.values())
+    assert traffic["message"] == "evaluate.fold"
+    report = json.loads((tmp_path / "sites" / "site_a" / "validation.json").read_text())
+    assert [row["case"] for row in report["cases"]] == ["site_a_3"]
+
+
+def test_tensors_that_do_not_travel_stay_at_their_site(tmp_path: Path) -> None:
+    values = load_recipe("flap_sam").model_dump()
+    patterns = ["*.lora_*", "mask_decoder.output_upscaling.*", "mask_decoder.output_hypernetworks_mlps.*"]
+    recipe = Recipe.model_validate(values | {"parameters": {"trained": values["parameters"]["trained"], "federated": patterns}})
+    federation = Federation(tmp_path, recipe=recipe)
+    federation.run()
+    name = "mask_decoder.mask_tokens.weight"
+    assert all(name not in message.content.array_records[PAYLOAD] for message in federation.grid.received)
+    kept = {}
+    for setup in federation.setups:
+        kept[setup.site] = CheckpointSeries(setup.state_folder, "state_r").load(3)[f"local/{name}"]
+        assert not torch.equal(kept[setup.site], federation.adapted.trained_tensors()[name])
+    assert not torch.equal(kept["site_a"], kept["site_b"])
+
+
+def test_a_site_refuses_a_plan_it_did_not_agree_to(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.loop._plan.agreement["plan_sha256"] = "f" * 64
+    with pytest.raises(SiteFailed, match=r"reports agreement_broken, id [0-9a-f]{8}: see sites/site_[abc]/logs/site.log"):
+        federation.run()
+
+
+def test_a_failure_tells_the_wire_nothing_but_a_code(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    (tmp_path / "store" / "site_b" / "site_b_0.b2nd").unlink()
+    (tmp_path / "store" / "site_b" / "site_b_1.b2nd").unlink()
+    with pytest.raises(SiteFailed, match="site_b reports internal"):
+        federation.run()
+    reply = next(m for m in federation.grid.received if m.content.config_records[CONFIG]["site"] == "site_b")
+    assert set(reply.content.config_records[CONFIG]) == {"site", "failure", "failure_id"}
+    everything = str(dict(reply.content.config_records[CONFIG]))
+    assert "site_b_0" not in everything
+    assert str(tmp_path) not in everything
+    log = (tmp_path / "sites" / "site_b" / "logs" / "site.log").read_text()
+    assert str(reply.content.config_records[CONFIG]["failure_id"]) in log
+    assert "site_b_" in log
+
+
+def test_a_site_that_lost_its_state_says_so(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    series = CheckpointSeries(tmp_path / "sites" / "site_a", "state_r")
+    series.save(7, {})
+    with pytest.raises(SiteFailed, match="site_a reports state_missing"):
+        federation.loop._round(start(federation.adapted), 2)
+
+
+def test_a_nan_update_is_refused_by_name_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path)
+    honest = client_app._train
+
+    def hostile(content, setup):  # type: ignore[no-untyped-def]
+        reply = honest(content, setup)
+        if setup.site == "site_c":
+            tensors = {name: torch.from_numpy(array.copy()) for name, array in from_arrays(reply.array_records[PAYLOAD]).items()}
+            next(iter(tensors.values())).view(-1)[0] = float("nan")
+            reply[PAYLOAD] = to_arrays(tensors)
+        return reply
+
+    monkeypatch.setattr(client_app, "_train", hostile)
+    with pytest.raises(SiteFailed, match=r"the update of site_c was refused: .* NaN or infinite"):
+        DirectGrid.__init__(federation.grid, federation.setups)
+        federation.run()
+
+
+def test_missing_and_doubled_answers_end_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path)
+    answer = federation.grid.send_and_receive
+
+    def losing(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
+        return list(answer(messages, timeout=timeout))[:-1]
+
+    monkeypatch.setattr(federation.grid, "send_and_receive", losing)
+    with pytest.raises(SiteFailed, match="1 of 3 sites did not answer"):
+        federation.run()
+
+    def doubling(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = list(answer(messages, timeout=timeout))
+        return [*replies[:-1], replies[0]]
+
+    monkeypatch.setattr(federation.grid, "send_and_receive", doubling)
+    with pytest.raises(SiteFailed, match="two nodes answer for the same site"):
+        federation.run()
+
+
+def test_scores_that_cannot_be_read_end_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path)
+    answer = federation.grid.send_and_receive
+
+    def garbling(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = list(answer(messages, timeout=timeout))
+        replies[0].content.config_records[CONFIG]["validation"] = '{"site_a": {"dice": 1}}'
+        return replies
+
+    monkeypatch.setattr(federation.grid, "send_and_receive", garbling)
+    with pytest.raises(SiteFailed, match=r"the scores of site_[abc] cannot be read \(KeyError\)"):
+        federation.run()
+
+
+def test_metrics_hold_numbers_of_the_round(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.run()
+    reply = federation.grid.received[0]
+    assert set(reply.content.metric_records[METRICS]) == {"num_examples", "loss", "learning_rate", "seconds", "data_seconds"}

@@ -1,0 +1,93 @@
+"""Which files become which cases, and every complaint about them."""
+
+from pathlib import Path
+
+import pytest
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.inference.inputs import find_cases
+
+
+def _files(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def _summary(source: Path, target: Path, *channels: str) -> dict[str, tuple[list[str], str]]:
+    cases = find_cases(source, target, channels or ("MR",))
+    return {case.case: ([path.name for path in case.channels], str(case.output.relative_to(target.parent))) for case in cases}
+
+
+def test_folder_of_nnunet_names(tmp_path: Path) -> None:
+    folder = _files(tmp_path / "in", "b_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz", "a_0000.nii.gz", "notes.txt", ".hidden_0000.nii.gz")
+    assert _summary(folder, tmp_path / "out", "T1", "T2") == {
+        "a": (["a_0000.nii.gz", "a_0001.nii.gz"], "out/a.nii.gz"),
+        "b": (["b_0000.nii.gz", "b_0001.nii.gz"], "out/b.nii.gz"),
+    }
+
+
+def test_folder_of_plain_files_for_one_channel(tmp_path: Path) -> None:
+    folder = _files(tmp_path / "in", "x.nrrd", "scan_0007.mha", "y_0000.nii.gz")
+    assert _summary(folder, tmp_path / "out") == {
+        "scan_0007": (["scan_0007.mha"], "out/scan_0007.mha"),
+        "x": (["x.nrrd"], "out/x.nrrd"),
+        "y": (["y_0000.nii.gz"], "out/y.nii.gz"),
+    }
+
+
+def test_single_files(tmp_path: Path) -> None:
+    folder = _files(tmp_path / "in", "x.nrrd", "a_0000.nii.gz", "a_0001.nii.gz", "b_0003.nii")
+    assert _summary(folder / "x.nrrd", tmp_path / "out") == {"x": (["x.nrrd"], "out/x.nrrd")}
+    assert _summary(folder / "a_0000.nii.gz", tmp_path / "mask.nii.gz") == {"a": (["a_0000.nii.gz"], "mask.nii.gz")}
+    assert _summary(folder / "b_0003.nii", tmp_path / "out") == {"b_0003": (["b_0003.nii"], "out/b_0003.nii")}
+    both = ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert _summary(folder / "a_0001.nii.gz", tmp_path / "out", "T1", "T2") == {"a": (both, "out/a.nii.gz")}
+
+
+def test_a_missing_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FedsamError, match="the input is missing") as caught:
+        find_cases(tmp_path / "nowhere", tmp_path / "out", ["MR"])
+    assert "nowhere" in str(caught.value)
+
+
+@pytest.mark.parametrize(("names", "found"), [((), "an empty folder"), (("a.png", "b.txt"), "a.png, b.txt")])
+def test_a_folder_without_images_says_what_it_holds(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
+    with pytest.raises(FedsamError, match="no images found") as caught:
+        find_cases(_files(tmp_path / "in", *names), tmp_path / "out", ["MR"])
+    assert found in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("good_0000.nii.gz", "good_0001.nii.gz", "bad_0000.nii.gz"),
+        ("good_0000.nii.gz", "good_0001.nii.gz", "bad_0000.nii.gz", "bad_0002.nii.gz"),
+        ("good_0000.nii.gz", "good_0001.nii.gz", "bad_0000.nii.gz", "bad_0001.nrrd"),
+        ("good_0000.nii.gz", "good_0001.nii.gz", "bad.nii.gz"),
+        ("good_0000.nii.gz", "good_0001.nii.gz", "bad_0000.nii.gz", "bad_0001.nii.gz", "bad_0002.nii.gz"),
+    ],
+)
+def test_a_wrong_number_of_channels_names_the_case(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(FedsamError, match="1 of 2 cases have a wrong number of channels: bad") as caught:
+        find_cases(_files(tmp_path / "in", *names), tmp_path / "out", ["T1", "T2"])
+    assert "2 file(s) a case: CASE_0000 (T1), CASE_0001 (T2)" in str(caught.value)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FedsamError, match="wrong number of channels: a"):
+        find_cases(_files(tmp_path / "in", "a.nii.gz", "a_0000.nii.gz"), tmp_path / "out", ["MR"])
+
+
+def test_outputs_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    folder = _files(tmp_path / "in", "a.nii.gz", "b.txt")
+    with pytest.raises(FedsamError, match="many images cannot become one mask"):
+        find_cases(folder, tmp_path / "mask.nii.gz", ["MR"])
+    with pytest.raises(FedsamError, match="a mask would overwrite its image"):
+        find_cases(folder, folder, ["MR"])
+    with pytest.raises(FedsamError, match="the mask must have the format of its image") as caught:
+        find_cases(folder / "a.nii.gz", tmp_path / "mask.nrrd", ["MR"])
+    assert "end -o with .nii.gz" in str(caught.value)
+    with pytest.raises(FedsamError, match="not a supported image"):
+        find_cases(folder / "b.txt", tmp_path / "out", ["MR"])

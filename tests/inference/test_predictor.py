@@ -1,0 +1,112 @@
+"""The predictor, against the plain answer of models whose logits are known voxel by voxel."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.preprocessing.slabs import encoder_inputs, read_slab
+from fedsam_pipeline.specs.plans import Plans
+from tests.inference.plans_for_tests import MixingModel, PixelwiseModel, make_plans
+
+
+def _image(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=shape).astype(np.float32)
+
+
+def _expected(model: PixelwiseModel, image: np.ndarray, plans: Plans) -> np.ndarray:
+    inputs = encoder_inputs(read_slab(image, 0, image.shape[1], plans.max_offset), plans)
+    return model.decode(inputs).movedim(1, 0).numpy()
+
+
+@given(
+    size=st.tuples(st.integers(1, 11), st.integers(1, 19), st.integers(1, 19)),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.9]),
+    batch=st.integers(1, 16),
+    mixing=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_windows_do_not_change_pixelwise_logits(size: tuple[int, int, int], overlap: float, batch: int, mixing: bool) -> None:
+    plans = make_plans(window_overlap=overlap)
+    model = (MixingModel if mixing else PixelwiseModel)().eval()
+    image = _image(1, *size)
+    found = Predictor(model, plans, batch_slices=batch).predict_case(image)
+    assert found.dtype == np.float32
+    assert found.shape == (3, *size)
+    np.testing.assert_allclose(found, _expected(model, image, plans), atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [PixelwiseModel, MixingModel])
+def test_each_slice_is_encoded_once_for_each_window(model_class: type[PixelwiseModel]) -> None:
+    model = model_class().eval()
+    Predictor(model, make_plans(), batch_slices=4).predict_case(_image(1, 11, 12, 8))
+    assert model.encoded_slices == 11 * 2  # 12 rows need two windows of 8
+    assert max(model.batches) <= 4
+
+
+def test_a_model_that_mixes_slices_sees_whole_overlapping_slabs() -> None:
+    model = MixingModel().eval()
+    Predictor(model, make_plans()).predict_case(_image(1, 10, 8, 8))
+    assert model.slabs == [4, 4, 4, 4]  # starts 0, 2, 4, 6
+    model.slabs.clear()
+    Predictor(model, make_plans()).predict_case(_image(1, 2, 8, 8))
+    assert model.slabs == [4]
+
+
+@pytest.mark.parametrize("model_class", [PixelwiseModel, MixingModel])
+@pytest.mark.parametrize("axes", [(1,), (2,), (0, 1, 2)])
+def test_mirroring_is_undone(model_class: type[PixelwiseModel], axes: tuple[int, ...]) -> None:
+    weights = torch.tensor([[0.5, 1.0, 0.5], [1.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # the two neighbours count alike
+    model = model_class().eval()
+    model.weights = weights
+    plans, image = make_plans(), _image(1, 7, 9, 12)
+    found = Predictor(model, plans, mirror_axes=axes).predict_case(image)
+    np.testing.assert_allclose(found, _expected(model, image, plans), atol=1e-5)
+    assert model.encoded_slices == 7 * 2 * 2 * 2 ** len(axes)
+
+
+def test_mirroring_along_slices_swaps_the_neighbours() -> None:
+    model = PixelwiseModel(weights=torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])).eval()
+    plans, image = make_plans(), _image(1, 5, 8, 8)
+    found = Predictor(model, plans, mirror_axes=(0,)).predict_case(image)
+    plain = _expected(model, image, plans)
+    both = (plain[0] + plain[2]) / 2
+    np.testing.assert_allclose(found, np.stack([both, plain[1], both]), atol=1e-5)
+
+
+def test_mirroring_along_slices_is_left_out_where_no_slice_sees_another() -> None:
+    plans = make_plans(slice_mixing="none", encoder_inputs=[[{"channel": 0, "offset": 0}]] * 3)
+    assert Predictor(PixelwiseModel().eval(), plans, mirror_axes=(0, 1)).mirrorings == [(), (1,)]
+
+
+def test_windows_are_magnified_to_the_image_size_and_back() -> None:
+    model = PixelwiseModel(weights=torch.eye(3)).eval()
+    plans = make_plans(image_size=32, window=(8, 8))
+    image = np.broadcast_to(np.linspace(0, 1, 12, dtype=np.float32), (1, 3, 10, 12))
+    found = Predictor(model, plans).predict_case(np.ascontiguousarray(image))
+    np.testing.assert_allclose(found[1], image[0], atol=0.03)
+
+
+def test_progress_adds_up_to_one() -> None:
+    shares: list[float] = []
+    Predictor(PixelwiseModel().eval(), make_plans(), batch_slices=2, mirror_axes=(2,)).predict_case(_image(1, 5, 9, 9), shares.append)
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_bfloat16_autocast_still_returns_float32() -> None:
+    found = Predictor(PixelwiseModel().eval(), make_plans(), autocast_dtype=torch.bfloat16).predict_case(_image(1, 3, 8, 8))
+    assert found.dtype == np.float32
+
+
+def test_misuse_is_refused() -> None:
+    plans = make_plans()
+    with pytest.raises(ValueError, match="training mode"):
+        Predictor(PixelwiseModel(), plans).predict_case(_image(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="1 channels"):
+        Predictor(PixelwiseModel().eval(), plans).predict_case(_image(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="returns 2 classes, the plan has 3"):
+        Predictor(PixelwiseModel(2).eval(), plans).predict_case(_image(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="mirror_axes among"):
+        Predictor(PixelwiseModel().eval(), plans, mirror_axes=(3,))

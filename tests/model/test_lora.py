@@ -1,0 +1,81 @@
+"""LoRA: zero at the start, merge and unmerge, fused rows of both encoders."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.injection import fused_rows, inject_lora
+from fedsam_pipeline.model.lora import LoRALinear, lora_layers, merge_lora, unmerge_lora
+from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.model.sam import PromptFreeSam
+from fedsam_pipeline.model.tiny_vit import WindowAttention
+from fedsam_pipeline.specs.recipe import LoRARecipe
+
+
+def layer(trained: bool) -> LoRALinear:
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 12)
+    targets = {"q": torch.arange(0, 4), "v": torch.arange(8, 12)}
+    made = LoRALinear.from_linear(linear, rank=2, alpha=4.0, targets=targets, generator=torch.Generator().manual_seed(1))
+    if trained:
+        for name in ("q", "v"):
+            nn.init.normal_(made.get_parameter(f"lora_B_{name}"))
+    return made
+
+
+def test_a_fresh_layer_is_the_base_layer() -> None:
+    made, x = layer(trained=False), torch.randn(5, 6)
+    assert torch.equal(made(x), nn.functional.linear(x, made.weight, made.bias))
+    assert made.get_parameter("lora_A_q").abs().sum() > 0
+
+
+def test_only_the_targets_rows_change() -> None:
+    made, x = layer(trained=True), torch.randn(5, 6)
+    change = made(x) - nn.functional.linear(x, made.weight, made.bias)
+    assert torch.equal(change[:, 4:8], torch.zeros(5, 4))
+    expected = 2.0 * x @ made.get_parameter("lora_A_v").T @ made.get_parameter("lora_B_v").T
+    torch.testing.assert_close(change[:, 8:], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_merge_and_unmerge_agree_and_are_idempotent() -> None:
+    made, x = layer(trained=True), torch.randn(5, 6)
+    base, plain = made.weight.clone(), made(x)
+    merge_lora(made)
+    merge_lora(made)
+    torch.testing.assert_close(made(x), plain, rtol=1e-5, atol=1e-5)
+    unmerge_lora(made)
+    unmerge_lora(made)
+    torch.testing.assert_close(made.weight.data, base, rtol=1e-6, atol=1e-6)
+
+
+def test_disabled_is_the_base_layer() -> None:
+    made, x = layer(trained=True), torch.randn(5, 6)
+    made.enabled = False
+    assert torch.equal(made(x), nn.functional.linear(x, made.weight, made.bias))
+
+
+def test_rows_of_tiny_vit_are_those_its_attention_reads() -> None:
+    attention = WindowAttention(dim=8, heads=2, window=2)
+    rows = torch.arange(24).view(2, 3, 4)  # (heads, q/k/v, d), as WindowAttention.forward views them
+    for part, target in enumerate("qkv"):
+        assert fused_rows(attention, attention.qkv, target).tolist() == rows[:, part].flatten().tolist()
+
+
+def test_rows_of_metas_vit_are_thirds() -> None:
+    linear = nn.Linear(4, 12)
+    assert fused_rows(nn.Module(), linear, "v").tolist() == [8, 9, 10, 11]
+
+
+def test_injection_reaches_encoder_and_all_seven_decoder_attentions() -> None:
+    model = PromptFreeSam(base_model_spec("tiny_random"), 3, 28)
+    names = inject_lora(model, LoRARecipe(rank=2, scale=1.0, targets=("q", "v"), modules=("image_encoder.*", "mask_decoder.*")), 2, 0)
+    assert sum(name.startswith("mask_decoder") for name in names) == 14
+    assert sum(name.startswith("image_encoder") for name in names) == 3
+    assert len(lora_layers(model)) == len(names)
+
+
+def test_a_pattern_that_matches_nothing_is_named() -> None:
+    model = PromptFreeSam(base_model_spec("tiny_random"), 3, 28)
+    with pytest.raises(FedsamError, match=r"matches no attention projection[\s\S]*nowhere\.\*"):
+        inject_lora(model, LoRARecipe(rank=2, scale=1.0, targets=("q",), modules=("nowhere.*",)), 2, 0)

@@ -1,0 +1,179 @@
+"""``fedsam_evaluate`` on real files: what it scores, what it writes, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsam_pipeline.dataset.volume import Geometry, write_labels
+from fedsam_pipeline.entrypoints.evaluate import main
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.pipeline.evaluate import evaluate
+
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+LABELS = {"background": 0, "anterior": 1, "posterior": 2}
+
+
+def _write(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (3.0, 1.0, 1.0)) -> None:
+    z, y, x = array.shape
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_labels(path, array, Geometry((z, y, x), spacing, (0.0, 0.0, 0.0), IDENTITY))
+
+
+def _mask(*voxels: int) -> np.ndarray:
+    array = np.zeros((2, 3, 4), np.uint8)
+    array.ravel()[: len(voxels)] = voxels
+    return array
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A raw dataset of three test cases at two sites, and predictions of them in ``tmp_path / "pred"``."""
+    folder = tmp_path / "Dataset001_Demo"
+    for case, truth, found in (("a1", (1, 1, 2), (1, 1, 2)), ("a2", (1, 1, 2), (1, 0, 2)), ("b1", (2, 2), (2, 1))):
+        _write(folder / "labelsTs" / f"{case}.nii.gz", _mask(*truth))
+        _write(tmp_path / "pred" / f"{case}.nii.gz", _mask(*found))
+    _write(folder / "labelsTr" / "train.nii.gz", _mask(1))
+    _describe(folder, sites={"site_a": ["train"]}, test_sites={"site_a": ["a1", "a2"], "site_b": ["b1"]})
+    return folder
+
+
+def _describe(folder: Path, **keys: Any) -> Path:
+    content = {"channel_names": {"0": "MR"}, "labels": LABELS, "file_ending": ".nii.gz"} | keys
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder / "dataset.json"
+
+
+def test_a_raw_dataset_is_scored_by_site(dataset: Path, tmp_path: Path) -> None:
+    summary, path = evaluate(dataset, tmp_path / "pred")
+    assert path == tmp_path / "pred" / "summary.json"
+    assert json.loads(path.read_text()) == summary
+    assert summary["labels"] == {"anterior": 1, "posterior": 2}
+    site_a, site_b = summary["sites"]["site_a"], summary["sites"]["site_b"]
+    assert site_a["classes"] == pytest.approx({"anterior": (1 + 2 / 3) / 2, "posterior": 1.0})
+    assert site_b["classes"] == pytest.approx({"anterior": 0.0, "posterior": 2 / 3})
+    assert summary["dice"] == pytest.approx(((1 + 2 / 3) / 4 + 0.5 + 1 / 3) / 2)
+    first = summary["metric_per_case"][0]
+    assert (first["case"], first["site"]) == ("a1", "site_a")
+    assert first["prediction_file"].endswith("pred/a1.nii.gz")
+    assert first["reference_file"].endswith("labelsTs/a1.nii.gz")
+
+
+def test_predictions_of_training_cases_are_scored_against_labelstr(dataset: Path, tmp_path: Path) -> None:
+    _write(tmp_path / "val" / "train.nii.gz", _mask(1))
+    summary, _ = evaluate(dataset, tmp_path / "val")
+    assert summary["dice"] == 1
+    assert list(summary["sites"]) == ["site_a"]
+
+
+def test_a_folder_of_masks_finds_the_names_above_or_is_told(dataset: Path, tmp_path: Path) -> None:
+    whole, _ = evaluate(dataset, tmp_path / "pred")
+    above, _ = evaluate(dataset / "labelsTs", tmp_path / "pred", output=tmp_path / "scores.json")
+    assert above == whole
+    assert (tmp_path / "scores.json").is_file()
+    moved = dataset / "labelsTs"
+    moved.rename(tmp_path / "reference")
+    description = tmp_path / "names.json"
+    description.write_text(json.dumps({"labels": LABELS}))
+    alone, _ = evaluate(tmp_path / "reference", tmp_path / "pred", dataset_json=description)
+    assert list(alone["sites"]) == ["site_0"]
+    assert alone["sites"]["site_0"]["num_cases"] == 3
+
+
+def test_another_format_may_be_scored(dataset: Path, tmp_path: Path) -> None:
+    for path in sorted((tmp_path / "pred").glob("*.nii.gz")):
+        path.unlink()
+    for case, voxels in (("a1", (1, 1, 2)), ("a2", (1, 1, 2)), ("b1", (2, 2))):
+        _write(tmp_path / "pred" / f"{case}.nrrd", _mask(*voxels))
+    assert evaluate(dataset, tmp_path / "pred")[0]["dice"] == 1
+
+
+def test_missing_predictions_are_named_unless_the_user_does_not_mind(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "pred" / "a2.nii.gz").unlink()
+    with pytest.raises(FedsamError, match="1 of 3 reference cases were not predicted") as caught:
+        evaluate(dataset, tmp_path / "pred")
+    assert "no mask for a2" in str(caught.value)
+    assert "--chill" in str(caught.value)
+    assert not (tmp_path / "pred" / "summary.json").exists()
+    summary, _ = evaluate(dataset, tmp_path / "pred", allow_missing=True)
+    assert [row["case"] for row in summary["metric_per_case"]] == ["a1", "b1"]
+
+
+def test_predictions_of_something_else_are_refused(dataset: Path, tmp_path: Path) -> None:
+    _write(tmp_path / "other" / "x.nii.gz", _mask(1))
+    with pytest.raises(FedsamError, match="no prediction has the name of a reference mask"):
+        evaluate(dataset, tmp_path / "other", allow_missing=True)
+
+
+def test_another_grid_names_the_case(dataset: Path, tmp_path: Path) -> None:
+    _write(tmp_path / "pred" / "a2.nii.gz", _mask(1), spacing=(3.0, 1.0, 1.1))
+    with pytest.raises(FedsamError, match="case a2: the prediction has another grid than the reference") as caught:
+        evaluate(dataset, tmp_path / "pred")
+    assert "1.1" in str(caught.value)
+    _write(tmp_path / "pred" / "a2.nii.gz", np.zeros((2, 3, 5), np.uint8))
+    with pytest.raises(FedsamError, match="case a2"):
+        evaluate(dataset, tmp_path / "pred")
+    assert not (tmp_path / "pred" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("place", ["pred/b1.nii.gz", "Dataset001_Demo/labelsTs/b1.nii.gz"])
+def test_unknown_label_values_name_the_case(dataset: Path, tmp_path: Path, place: str) -> None:
+    _write(tmp_path / place, _mask(7, 2))
+    with pytest.raises(FedsamError, match="case b1: a mask holds values that no label has") as caught:
+        evaluate(dataset, tmp_path / "pred")
+    assert "[7]" in str(caught.value)
+    assert "background, anterior, posterior" in str(caught.value)
+    assert place in str(caught.value)
+
+
+def test_missing_and_empty_folders_are_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(FedsamError, match="a folder is missing"):
+        evaluate(dataset, tmp_path / "nowhere")
+    with pytest.raises(FedsamError, match="the reference folder is missing"):
+        evaluate(tmp_path / "nowhere", tmp_path / "pred")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FedsamError, match="a folder holds no mask"):
+        evaluate(dataset, tmp_path / "empty")
+    _write(tmp_path / "pred" / "a1.nrrd", _mask(1))
+    with pytest.raises(FedsamError, match="case a1 has two masks in one folder"):
+        evaluate(dataset, tmp_path / "pred")
+
+
+def test_a_description_that_does_not_help_is_refused(dataset: Path, tmp_path: Path) -> None:
+    path = _describe(dataset, sites={"site_a": ["train"]}, test_sites={"site_a": ["a1"], "site_b": ["b1"]})
+    with pytest.raises(FedsamError, match="reference cases belong to no site") as caught:
+        evaluate(dataset, tmp_path / "pred")
+    assert "a2" in str(caught.value)
+    _describe(dataset, test_sites={"site_a": ["a1", "a2"], "site_b": ["b1", "a1"]})
+    with pytest.raises(FedsamError, match="case a1 is in two sites") as caught:
+        evaluate(dataset, tmp_path / "pred")
+    assert "site_a and site_b" in str(caught.value)
+    _describe(dataset, test_sites=["a1"])
+    with pytest.raises(FedsamError, match="test_sites is not usable"):
+        evaluate(dataset, tmp_path / "pred")
+    _describe(dataset, labels={"background": 0, "anterior": 2})
+    with pytest.raises(FedsamError, match="labels are not numbered as expected"):
+        evaluate(dataset, tmp_path / "pred")
+    path.write_text("{}")
+    with pytest.raises(FedsamError, match="label names are not known"):
+        evaluate(dataset, tmp_path / "pred")
+    path.unlink()
+    with pytest.raises(FedsamError, match="label names are not known") as caught:
+        evaluate(dataset, tmp_path / "pred")
+    assert "--dataset_json" in str(caught.value)
+
+
+def test_the_command_prints_the_table_and_the_rule(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(dataset), str(tmp_path / "pred")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["site", "cases", "anterior", "posterior", "mean"]
+    assert lines[2].split() == ["site_a", "2", "0.8333", "1.0000", "0.9167"]
+    assert any(line.startswith("Dice: mean over cases, then classes, then unweighted over sites") for line in lines)
+    assert lines[-1] == f"written: {tmp_path / 'pred' / 'summary.json'}"
+
+
+def test_the_command_ends_with_2_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nowhere"), str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,171 @@
+"""Local training: determinism, schedule, moments, loss, slabs."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.build import AdaptedModel, build_adapted
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import LossRecipe, ScheduleRecipe, load_recipe
+from fedsam_pipeline.training.augment import SlabAugmentation
+from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule, TrainingDiverged
+from fedsam_pipeline.training.loss import segmentation_loss, soft_dice_loss
+from fedsam_pipeline.training.randomness import sample_generator
+from fedsam_pipeline.training.schedule import learning_rate
+from fedsam_pipeline.training.slab_loader import SlabLoader
+from tests.conftest import make_tiny_plans
+from tests.training.stores import write_store
+
+CASES = ["case_1", "case_2", "case_3"]
+
+
+def adapted() -> AdaptedModel:
+    return build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
+
+
+def trainer(folder: Path, plans: Plans, model: AdaptedModel) -> LocalTrainer:
+    loader = SlabLoader(write_store(folder, CASES), CASES, plans)
+    return LocalTrainer(model, loader, plans, load_recipe("flap_sam"), torch.device("cpu"))
+
+
+def snapshot(model: AdaptedModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.trained_tensors().items()}
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    plans = make_tiny_plans(training={"effective_batch": 8})
+    schedule = RunSchedule(rounds=4, local_steps=30, peak_learning_rate=5e-3, seed=0)
+    learner = trainer(tmp_path, plans, adapted())
+    losses = [learner.train_round(schedule, round_number=i, site="a").loss for i in (1, 2, 3, 4)]
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_rounds_interrupted_and_resumed_equal_rounds_in_one_go(tmp_path: Path, tiny_plans: Plans) -> None:
+    schedule = RunSchedule(rounds=2, local_steps=3, peak_learning_rate=1e-3, seed=7)
+    whole = adapted()
+    learner = trainer(tmp_path, tiny_plans, whole)
+    for i in (1, 2):
+        learner.train_round(schedule, round_number=i, site="a")
+
+    first = adapted()
+    before = trainer(tmp_path, tiny_plans, first)
+    before.train_round(schedule, round_number=1, site="a")
+    state, tensors = before.optimizer_state(), snapshot(first)
+    second = adapted()
+    second.load_tensors(tensors)
+    after = trainer(tmp_path, tiny_plans, second)
+    after.load_optimizer_state(state)
+    after.train_round(schedule, round_number=2, site="a")
+    expected, found = snapshot(whole), snapshot(second)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_frozen_tensors_never_change(tmp_path: Path, tiny_plans: Plans) -> None:
+    model = adapted()
+    trained = set(model.manifest.trained_names)
+    frozen = {name: tensor.clone() for name, tensor in model.model.state_dict().items() if name not in trained}
+    schedule = RunSchedule(rounds=1, local_steps=2, peak_learning_rate=1e-2, seed=0)
+    trainer(tmp_path, tiny_plans, model).train_round(schedule, round_number=1, site="a")
+    assert all(torch.equal(model.model.state_dict()[name], tensor) for name, tensor in frozen.items())
+
+
+def test_a_diverging_run_stops(tmp_path: Path, tiny_plans: Plans) -> None:
+    model = adapted()
+    model.trained_tensors()["mask_decoder.mask_tokens.weight"].fill_(float("nan"))
+    schedule = RunSchedule(rounds=1, local_steps=1, peak_learning_rate=1e-3, seed=0)
+    with pytest.raises(TrainingDiverged, match="lower the learning rate"):
+        trainer(tmp_path, tiny_plans, model).train_round(schedule, round_number=1, site="a")
+
+
+def test_slabs_depend_on_seed_round_site_and_step_only(tmp_path: Path, tiny_plans: Plans) -> None:
+    store = write_store(tmp_path, CASES)
+    np.random.seed(3)
+    first = SlabLoader(store, CASES, tiny_plans).batch(1, 2, "a", 3)
+    np.random.seed(4)
+    loader = SlabLoader(store, CASES[::-1], tiny_plans)
+    loader.batch(1, 2, "a", 0)
+    again = loader.batch(1, 2, "a", 3)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert first[0].shape == (4, 3, 28, 28)
+    assert first[1].shape == (4, 28, 28)
+    for other in ((2, 2, "a", 3), (1, 3, "a", 3), (1, 2, "b", 3), (1, 2, "a", 2)):
+        assert not torch.equal(first[0], loader.batch(*other)[0])
+
+
+def test_augmentation_draws_from_its_sample_and_leaves_the_global_generators_alone() -> None:
+    augment = SlabAugmentation((28, 28), (0, 1, 2))
+    image, labels = np.random.default_rng(0).normal(size=(1, 4, 28, 28)).astype(np.float32), np.zeros((2, 28, 28), np.int64)
+    for index in range(30):  # every transform is drawn in some of them
+        results, after = [], []
+        for seed in (5, 6):
+            np.random.seed(seed)
+            random.seed(seed)
+            expected = (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
+            results.append(augment(image, labels, sample_generator(0, 1, "a", index))[0])
+            after.append((np.random.get_state()[1].tolist(), random.getstate()) == expected)  # type: ignore[index]
+        assert np.array_equal(results[0], results[1])
+        assert all(after)
+
+
+def test_image_and_labels_move_together() -> None:
+    """A label drawn into the image stays on the label: over many draws, the image is brightest where the label is."""
+    augment = SlabAugmentation((28, 28), (1, 2))
+    labels = np.zeros((2, 28, 28), np.int64)
+    labels[:, 4:12, 6:16] = 1
+    image = np.repeat(labels[:1], 4, axis=0)[None].astype(np.float32) * 4
+    for index in range(40):
+        moved, target = augment(image, labels, sample_generator(0, 1, "a", index))
+        inside, outside = moved[0, 1:3][target == 1].mean(), moved[0, 1:3][target == 0].mean()
+        assert inside > outside + 1
+
+
+def test_foreground_slabs_hold_foreground(tmp_path: Path) -> None:
+    plans = make_tiny_plans(window=(14, 14), image_size=28, slab_depth=1, training={"effective_batch": 16, "foreground_fraction": 1.0})
+    loader = SlabLoader(write_store(tmp_path, CASES), CASES, plans)
+    _, labels = loader.batch(0, 1, "a", 0)
+    assert (labels.flatten(1) > 0).any(dim=1).float().mean() > 0.9  # a rotation may carry a voxel out of the window
+
+
+def test_a_site_without_training_cases_is_refused(tmp_path: Path, tiny_plans: Plans) -> None:
+    with pytest.raises(FedsamError, match="no training case in this fold"):
+        SlabLoader(write_store(tmp_path, CASES), [], tiny_plans)
+
+
+@given(rounds=st.integers(1, 30), local_steps=st.integers(1, 30), warmup=st.floats(0, 0.5), final=st.floats(0, 1))
+def test_the_learning_rate_depends_on_the_global_step_only(rounds: int, local_steps: int, warmup: float, final: float) -> None:
+    schedule = ScheduleRecipe(name="cosine", warmup_fraction=warmup, final_fraction=final)
+    rates = [
+        learning_rate(2.0, schedule, round_number=r, step=s, rounds=rounds, local_steps=local_steps)
+        for r in range(1, rounds + 1)
+        for s in range(local_steps)
+    ]
+    flat = [learning_rate(2.0, schedule, round_number=1, step=s, rounds=1, local_steps=len(rates)) for s in range(len(rates))]
+    assert rates == flat
+    assert all(0 <= rate <= 2.0 for rate in rates)
+    top = rates.index(max(rates))
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(rates[top:], rates[top + 1 :], strict=False))
+
+
+def test_dice_loss_is_low_for_a_perfect_and_high_for_an_empty_prediction() -> None:
+    labels = torch.zeros(2, 8, 8, dtype=torch.long)
+    labels[:, 2:6, 2:6] = 1
+    perfect = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2) * 50.0
+    empty = torch.zeros(2, 3, 8, 8)
+    empty[:, 0] = 50
+    assert soft_dice_loss(perfect, labels) < 1e-3
+    assert soft_dice_loss(empty, labels) > 0.45  # class 2 is rightly absent, class 1 is missed
+
+
+def test_the_recipe_weighs_the_loss() -> None:
+    logits, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    both = segmentation_loss(logits, labels, LossRecipe(dice_weight=2.0, cross_entropy_weight=0.5))
+    dice = segmentation_loss(logits, labels, LossRecipe(dice_weight=1.0, cross_entropy_weight=0.0))
+    entropy = segmentation_loss(logits, labels, LossRecipe(dice_weight=0.0, cross_entropy_weight=1.0))
+    torch.testing.assert_close(both, 2 * dice + 0.5 * entropy)
