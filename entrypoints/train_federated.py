@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from fedsam_pipeline.entrypoints.command import command_parser, positive_int, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, positive_float, positive_int, run_command
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.train import train
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=positive_int, help="rounds of aggregation")
     parser.add_argument("--local_steps", type=positive_int, help="optimizer steps a site takes in a round")
-    parser.add_argument("--lr", type=float, help="peak learning rate")
+    parser.add_argument("--lr", type=positive_float, help="peak learning rate")
     parser.add_argument(
         "--val_every",
         type=int,

@@ -27,8 +27,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(f"no permission to write in {path.parent}")
-        yield temporary
-        os.replace(temporary, path)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise FedsamError(
             "cannot write a file",
@@ -37,9 +40,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
             expected="a folder this user may write to",
             fix=f"choose another output folder, or make {path.parent} writable",
         ) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

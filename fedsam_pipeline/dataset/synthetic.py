@@ -63,13 +63,13 @@ class DemoSite:
 BRIGHT = Scanner(tissue=0.40, rim=0.72, organ=0.62, nodule=0.86, vessel=0.95, duct=0.15, gamma=1.0, noise=0.040, bias=0.10, blur_mm=0.5)
 FADED = Scanner(tissue=0.45, rim=0.80, organ=0.62, nodule=0.80, vessel=0.85, duct=0.30, gamma=1.8, noise=0.035, bias=0.30, blur_mm=0.8)
 DARK = Scanner(tissue=0.70, rim=0.45, organ=0.46, nodule=0.24, vessel=0.15, duct=0.95, gamma=1.0, noise=0.045, bias=0.15, blur_mm=0.6)
-NOISY = Scanner(tissue=0.66, rim=0.50, organ=0.47, nodule=0.30, vessel=0.20, duct=0.85, gamma=0.8, noise=0.070, bias=0.30, blur_mm=0.9)
+NOISY = Scanner(tissue=0.68, rim=0.46, organ=0.46, nodule=0.26, vessel=0.16, duct=0.92, gamma=0.9, noise=0.060, bias=0.25, blur_mm=0.7)
 
 DEMO_SITES = (
     DemoSite("site_a", 10, 4, (20, 52, 52), (3.0, 1.0, 1.0), "LPS", 0.0, np.uint8, 200.0, 0.0, BRIGHT),
     DemoSite("site_b", 8, 4, (24, 48, 48), (2.5, 1.1, 1.1), "RAS", 0.0, np.float32, 1.0, 0.0, FADED),
     DemoSite("site_c", 6, 4, (18, 54, 54), (3.5, 0.9, 0.9), "LSA", 0.0, np.int16, 2400.0, 0.0, DARK),
-    DemoSite("site_d", 3, 4, (20, 46, 50), (3.0, 1.0, 1.0), "LPI", 9.0, np.uint16, 30000.0, 0.0, NOISY),
+    DemoSite("site_d", 3, 5, (20, 46, 50), (3.0, 1.0, 1.0), "LPI", 9.0, np.uint16, 30000.0, 0.0, NOISY),
 )
 TINY_SITES = (
     DemoSite("site_a", 3, 1, (8, 28, 28), (6.0, 1.9, 1.9), "LPS", 0.0, np.uint8, 200.0, 0.0, BRIGHT),

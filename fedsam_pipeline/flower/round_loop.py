@@ -6,6 +6,7 @@ a run continues from any round, and replies are checked before the strategy sees
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -36,11 +37,16 @@ from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 0.1
 REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds")
 
 
 class SiteFailed(RuntimeError):
     """A site's reply is missing, is an error, or was refused, and the run needs that site."""
+
+
+class RunStopped(RuntimeError):
+    """Someone asked the run to stop."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class RoundLoop:
         manifest: what may travel.
         checkpoints: one is written after every round.
         on_round: called with each finished round's record.
+        stop: set by another thread to end the run while it waits for sites.
     """
 
     def __init__(
@@ -105,9 +112,11 @@ class RoundLoop:
         manifest: Manifest,
         checkpoints: CheckpointSeries,
         on_round: Callable[[RoundRecord], None],
+        stop: threading.Event | None = None,
     ) -> None:
         self._grid, self._strategy, self._plan = grid, strategy, plan
         self._manifest, self._checkpoints, self._on_round = manifest, checkpoints, on_round
+        self._stop = stop or threading.Event()
 
     def run(self, tensors: dict[str, Tensor], rounds_done: int) -> dict[str, Tensor]:
         """Runs all rounds after ``rounds_done``; returns the federated tensors after the last.
@@ -175,14 +184,26 @@ class RoundLoop:
 
     def _exchange(self, messages: list[Message], *, with_tensors: bool) -> list[SiteReply]:
         """Sends, waits, checks; replies come back sorted by site."""
-        received = list(self._grid.send_and_receive(messages, timeout=self._plan.timeout))
-        replies = [self._checked(message, with_tensors) for message in received]
+        replies = [self._checked(message, with_tensors) for message in self._send_and_receive(messages)]
         missing = self._plan.num_sites - len(replies)
         if missing > 0:
             raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
         if len({reply.site for reply in replies}) != len(replies):
             raise SiteFailed("two nodes answer for the same site")
         return sorted(replies, key=lambda reply: reply.site)
+
+    def _send_and_receive(self, messages: list[Message]) -> list[Message]:
+        """Like the grid's own method, but ends at the timeout of the plan, and at once when the run is stopped."""
+        waiting = set(self._grid.push_messages(messages))
+        deadline = None if self._plan.timeout is None else time.monotonic() + self._plan.timeout
+        received: list[Message] = []
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            arrived = list(self._grid.pull_messages(waiting))
+            received += arrived
+            waiting -= {message.metadata.reply_to_message_id for message in arrived}
+            if waiting and self._stop.wait(POLL_SECONDS):
+                raise RunStopped("the run was stopped while sites were computing")
+        return received
 
     def _checked(self, message: Message, with_tensors: bool) -> SiteReply:
         if message.has_error():

@@ -5,6 +5,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,23 +20,24 @@ OBJECT_STORE_BYTES = 256 << 20
 """Ray's shared memory: messages are a few MB, so its default (a third of the machine) is not needed"""
 
 
-def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid], None], *, workers: int) -> None:
+def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Event], None], *, workers: int) -> None:
     """Runs ``server`` against one simulated node a site.
 
     Args:
         setups: of the sites, in sorted order: the partition id is the position.
-        server: the server's part; what it raises is raised here.
+        server: the server's part, given the grid and an event that tells it to stop; what it raises is raised here.
         workers: sites that compute at the same time.
     """
     ordered = tuple(sorted(setups, key=lambda setup: setup.site))
     failures: list[BaseException] = []
+    stop = threading.Event()
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         del context
         try:
-            server(grid)
+            server(grid, stop)
         except BaseException as error:  # kept whole; Flower would log and wrap it
             failures.append(error)
 
@@ -46,20 +48,23 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid], None], *, wor
     cpus = max(workers, os.cpu_count() or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(ordered[0].num_threads))
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    run_simulation(
-        server_app=app,
-        client_app=make_client_app(find_setup),
-        num_supernodes=len(ordered),
-        backend_config={
-            "init_args": {
-                "num_cpus": cpus,
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "include_dashboard": False,
-                "log_to_driver": False,
-                "logging_level": logging.ERROR,
+    try:
+        run_simulation(
+            server_app=app,
+            client_app=make_client_app(find_setup),
+            num_supernodes=len(ordered),
+            backend_config={
+                "init_args": {
+                    "num_cpus": cpus,
+                    "object_store_memory": OBJECT_STORE_BYTES,
+                    "include_dashboard": False,
+                    "log_to_driver": False,
+                    "logging_level": logging.ERROR,
+                },
+                "client_resources": {"num_cpus": cpus / workers, "num_gpus": torch.cuda.device_count() / workers if on_gpu else 0.0},
             },
-            "client_resources": {"num_cpus": cpus / workers, "num_gpus": torch.cuda.device_count() / workers if on_gpu else 0.0},
-        },
-    )
+        )
+    finally:
+        stop.set()  # an interrupt reaches this thread only; the server's must not wait for sites that are gone
     if failures:
         raise failures[0]

@@ -15,17 +15,27 @@ from fedsam_pipeline.specs.base_model import BaseModelSpec
 StateDict = dict[str, Tensor]
 
 
-def verify_hash(spec: BaseModelSpec, path: Path) -> None:
-    """Compares the file's SHA-256 with the registry's; ``FedsamError`` when they differ."""
+def verify_hash(spec: BaseModelSpec, path: Path, *, origin: Path | str | None = None, fix: str | None = None) -> None:
+    """Compares the file's SHA-256 with the registry's.
+
+    Args:
+        spec: the registry's entry.
+        path: the file.
+        origin: where the bytes came from, for the message; ``None`` is ``path`` itself.
+        fix: what the user should do about it; ``None``: delete the file and download it again.
+
+    Raises:
+        FedsamError: the hashes differ.
+    """
     assert spec.weights is not None
     found = sha256_file(path)
     if found != spec.weights.file_sha256:
         raise FedsamError(
             f"the weights of {spec.name} fail their hash check",
-            path=path,
+            path=origin or path,
             found=f"SHA-256 {found}, {path.stat().st_size} bytes",
             expected=f"SHA-256 {spec.weights.file_sha256}",
-            fix=f"delete the file, then fedsam_download_weights {spec.name}",
+            fix=fix or f"delete the file, then fedsam_download_weights {spec.name}",
         )
 
 

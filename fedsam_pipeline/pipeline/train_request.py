@@ -1,11 +1,12 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
@@ -84,8 +85,8 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     spec = base_model_spec(plans.base_model)
     weights = None if request.random_init else find_weights(spec)
     dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
-    folds = _fold(preprocessed, request.fold, plan_again)
     sites: dict[str, list[str]] = {site: sorted(cases) for site, cases in sorted(dataset["sites"].items())}
+    folds = _fold(preprocessed, request.fold, [case for cases in sites.values() for case in cases])
     store = preprocessed / f"store_{plans.preprocessing_sha256()[:8]}"
     _check_store(store, sites, plan_again)
     schedule = _schedule(plans, recipe, request, len(sites))
@@ -149,15 +150,15 @@ def _schedule(plans: Plans, recipe: Recipe, request: TrainRequest, num_sites: in
     )
 
 
-def _fold(preprocessed: Path, fold: str, plan_again: str) -> dict[str, set[str]]:
+def _fold(preprocessed: Path, fold: str, cases: Sequence[str]) -> dict[str, set[str]]:
     """Training and validation cases of a fold; ``all`` trains on everything and validates nothing."""
     path = preprocessed / "splits_final.json"
-    splits = read_json(path, fix=plan_again)
+    splits = load_splits(path, cases)
     if fold == "all":
-        return {"train": {case for part in splits[0].values() for case in part}, "val": set()}
+        return {"train": set(cases), "val": set()}
     if not fold.isdigit() or int(fold) >= len(splits):
         raise FedsamError("there is no such fold", path=path, found=f"-f {fold}", expected=f"0 to {len(splits) - 1}, or all", fix="mend -f")
-    return {name: set(splits[int(fold)][name]) for name in ("train", "val")}
+    return {name: set(members) for name, members in splits[int(fold)].items()}
 
 
 def _check_store(store: Path, sites: Mapping[str, list[str]], plan_again: str) -> None:

@@ -25,7 +25,7 @@ from fedsam_pipeline.planning.grids import (
 from fedsam_pipeline.planning.merge import pool_fingerprints
 from fedsam_pipeline.preprocessing.crop import crop, nonzero_box
 from fedsam_pipeline.preprocessing.normalize import mean_and_std
-from fedsam_pipeline.preprocessing.workers import CaseOutcome, work_on_cases
+from fedsam_pipeline.preprocessing.workers import CaseOutcome, CaseWorkers
 from fedsam_pipeline.specs.fingerprint import (
     CASE_MASS,
     ChannelFingerprint,
@@ -45,8 +45,8 @@ def fingerprint_site(dataset: RawDataset, site: str, *, num_processes: int = 1) 
         FedsamError: a case does not pass ``verify_case``; all that fail are named.
         RuntimeError: a case failed for another reason.
     """
-    work = work_on_cases(partial(fingerprint_case, dataset), sorted(dataset.sites[site]), num_processes, f"fingerprint {site}")
-    outcomes = list(work)
+    with CaseWorkers(num_processes) as workers:
+        outcomes = list(workers.work(partial(fingerprint_case, dataset), sorted(dataset.sites[site]), f"fingerprint {site}"))
     if failed := [outcome for outcome in outcomes if outcome.error is not None]:
         raise case_failure(site, failed)
     return pool_fingerprints([outcome.result for outcome in outcomes if outcome.result is not None], num_sites=1)

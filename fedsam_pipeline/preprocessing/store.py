@@ -114,7 +114,7 @@ class CaseStore:
             raise ValueError(f"case {case}: image {image.shape}, labels {labels.shape}, properties of {properties.case}")
         if image.dtype != np.float32 or labels.dtype not in (np.int8, np.int16):
             raise ValueError(f"case {case}: image dtype {image.dtype}, labels dtype {labels.dtype}")
-        (self.folder / f"{case}.json").unlink(missing_ok=True)  # from here on until the end, the case is not done
+        self._undo(case)
         _write_array(self.folder / f"{case}.b2nd", image)
         _write_array(self.folder / f"{case}_seg.b2nd", labels)
         record = CaseRecord(
@@ -129,6 +129,17 @@ class CaseStore:
             },
         )
         write_text(self.folder / f"{case}.json", canonical_json(record.model_dump(mode="json")) + "\n")
+
+    def _undo(self, case: str) -> None:
+        """From here on until its record is written again, the case is not done."""
+        path = self.folder / f"{case}.json"
+        try:
+            if path.exists():
+                path.unlink()
+        except PermissionError as error:
+            raise FedsamError(
+                "a preprocessed case cannot be replaced", path=path, found=str(error), fix=f"make {self.folder} writable"
+            ) from error
 
     def cases(self) -> tuple[str, ...]:
         """Names of the finished cases, sorted."""

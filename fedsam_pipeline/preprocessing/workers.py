@@ -4,10 +4,10 @@ import logging
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -31,39 +31,54 @@ class CaseOutcome(Generic[T]):
     """what a worker process logged meanwhile; in this process it went to the log directly"""
 
 
-def work_on_cases(function: Callable[[str], T], cases: Sequence[str], num_processes: int, title: str) -> Iterator[CaseOutcome[T]]:
-    """Calls ``function`` for every case and yields the outcomes in the order of ``cases``.
+class CaseWorkers:
+    """Processes that work on cases; to be used in a ``with`` block. They start with the first work and serve all of it.
 
-    At most ``num_processes`` cases are in memory, one a worker. Workers are started afresh (``spawn``), so ``function`` and its results
+    At most ``num_processes`` cases are in memory, one a worker. Workers are started afresh (``spawn``), so functions and their results
     must travel between processes. With one process everything runs in this one.
-
-    Args:
-        function: what to do with a case.
-        cases: names.
-        num_processes: workers.
-        title: beside the progress bar.
-
-    Raises:
-        FedsamError: a worker was killed, for want of memory as a rule.
     """
-    with tqdm(total=len(cases), desc=title, unit="case", disable=None) as bar:
-        for outcome in _outcomes(function, cases, min(num_processes, len(cases))):
-            for warning in outcome.warnings:
-                log.warning("%s", warning)
-            if outcome.error is not None:
-                log.debug("case %s failed:\n%s", outcome.case, outcome.trace)
-            bar.update()
-            yield outcome
 
+    def __init__(self, num_processes: int) -> None:
+        self._num_processes = num_processes
+        self._pool: ProcessPoolExecutor | None = None
 
-def _outcomes(function: Callable[[str], T], cases: Sequence[str], num_processes: int) -> Iterator[CaseOutcome[T]]:
-    if num_processes <= 1:
-        for case in cases:
-            yield _attempt(function, case)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
-        futures: list[Future[CaseOutcome[T]]] = [pool.submit(_attempt_in_worker, function, case) for case in cases]
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def work(self, function: Callable[[str], T], cases: Sequence[str], title: str) -> Iterator[CaseOutcome[T]]:
+        """Calls ``function`` for every case and yields the outcomes in the order of ``cases``.
+
+        Args:
+            function: what to do with a case.
+            cases: names.
+            title: beside the progress bar.
+
+        Raises:
+            FedsamError: a worker was killed, for want of memory as a rule.
+        """
+        with tqdm(total=len(cases), desc=title, unit="case", disable=None) as bar:
+            for outcome in self._outcomes(function, cases):
+                for warning in outcome.warnings:
+                    log.warning("%s", warning)
+                if outcome.error is not None:
+                    log.debug("case %s failed:\n%s", outcome.case, outcome.trace)
+                bar.update()
+                yield outcome
+
+    def _outcomes(self, function: Callable[[str], T], cases: Sequence[str]) -> Iterator[CaseOutcome[T]]:
+        if self._num_processes <= 1:
+            for case in cases:
+                yield _attempt(function, case)
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._num_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+            )
+        futures = [self._pool.submit(_attempt_in_worker, function, case) for case in cases]
         try:
             for case, future in zip(cases, futures, strict=True):
                 try:
@@ -72,11 +87,12 @@ def _outcomes(function: Callable[[str], T], cases: Sequence[str], num_processes:
                     raise FedsamError(
                         "a worker process was killed, most likely because memory ran out",
                         found=f"it happened at {case} or one of the cases after it",
-                        expected=f"memory for {num_processes} cases at a time",
+                        expected=f"memory for {self._num_processes} cases at a time",
                         fix="use fewer processes: -np 1",
                     ) from error
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in futures:
+                future.cancel()
 
 
 def _attempt(function: Callable[[str], T], case: str) -> CaseOutcome[T]:

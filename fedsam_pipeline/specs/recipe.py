@@ -3,7 +3,7 @@
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -11,6 +11,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.document import Document
 
 Auto = Literal["auto"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoRARecipe(Document):
@@ -44,7 +45,7 @@ class OptimizerRecipe(Document):
     name: Literal["adamw"]
     learning_rate: PositiveFloat | Auto
     weight_decay: float = Field(ge=0)
-    betas: tuple[float, float]
+    betas: tuple[Beta, Beta]
     gradient_clip: PositiveFloat
     """largest gradient norm of a step"""
 

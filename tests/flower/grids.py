@@ -19,15 +19,15 @@ class DirectGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
         self._setups = list(setups)
         self._app = make_client_app(lambda context: self._setups[int(context.node_config["partition-id"])])
+        self._replies: list[Message] = []
         self.sent: list[Message] = []
         self.received: list[Message] = []
 
     def get_node_ids(self) -> Iterable[int]:
         return range(1, len(self._setups) + 1)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        del timeout
-        replies = []
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._replies = []
         for message in list(messages)[::-1]:  # answers come in any order
             node = message.metadata.dst_node_id
             context = Context(run_id=1, node_id=node, node_config={"partition-id": node - 1}, state=RecordDict(), run_config={})
@@ -36,8 +36,14 @@ class DirectGrid(Grid):
             reply = self._app(stamped, context)
             self.sent.append(stamped)
             self.received.append(reply)
-            replies.append(reply)
-        return replies
+            self._replies.append(reply)
+        return [f"m{message.metadata.dst_node_id}" for message in self.sent[-len(self._replies) :]]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [reply for reply in self._replies if reply.metadata.reply_to_message_id in set(message_ids)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise AssertionError("not used")
 
     def set_run(self, run: object) -> None:
         raise AssertionError("not used")
@@ -50,10 +56,4 @@ class DirectGrid(Grid):
         raise AssertionError("not used")
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        raise AssertionError("not used")
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise AssertionError("not used")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         raise AssertionError("not used")

@@ -1,6 +1,7 @@
 """Rounds of a federation: what travels, how it is aggregated, resuming, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from flwr.app import Message
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.flower import client_app
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_arrays, to_arrays
-from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
+from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped, SiteFailed, fedavg
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
@@ -222,34 +223,40 @@ def test_a_nan_update_is_refused_by_name_of_the_site(tmp_path: Path, monkeypatch
 
 def test_missing_and_doubled_answers_end_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = Federation(tmp_path)
-    answer = federation.grid.send_and_receive
-
-    def losing(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
-        return list(answer(messages, timeout=timeout))[:-1]
-
-    monkeypatch.setattr(federation.grid, "send_and_receive", losing)
+    pull = federation.grid.pull_messages
+    federation.loop._plan = replace(federation.loop._plan, timeout=0.3)
+    monkeypatch.setattr(federation.grid, "pull_messages", lambda ids: list(pull(["m1", "m2"])) if "m1" in ids else [])
     with pytest.raises(SiteFailed, match="1 of 3 sites did not answer"):
         federation.run()
 
-    def doubling(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
-        replies = list(answer(messages, timeout=timeout))
-        return [*replies[:-1], replies[0]]
+    def doubling(ids: set[str]) -> list[Message]:
+        replies = list(pull(ids))
+        replies[0].content.config_records[CONFIG]["site"] = replies[1].content.config_records[CONFIG]["site"]
+        return replies
 
-    monkeypatch.setattr(federation.grid, "send_and_receive", doubling)
+    monkeypatch.setattr(federation.grid, "pull_messages", doubling)
     with pytest.raises(SiteFailed, match="two nodes answer for the same site"):
+        federation.run()
+
+
+def test_a_run_that_is_told_to_stop_does_not_wait_for_its_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path)
+    monkeypatch.setattr(federation.grid, "pull_messages", lambda ids: [])
+    federation.loop._stop.set()
+    with pytest.raises(RunStopped):
         federation.run()
 
 
 def test_scores_that_cannot_be_read_end_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = Federation(tmp_path)
-    answer = federation.grid.send_and_receive
+    pull = federation.grid.pull_messages
 
-    def garbling(messages: list[Message], *, timeout: float | None = None) -> list[Message]:
-        replies = list(answer(messages, timeout=timeout))
+    def garbling(ids: set[str]) -> list[Message]:
+        replies = list(pull(ids))
         replies[0].content.config_records[CONFIG]["validation"] = '{"site_a": {"dice": 1}}'
         return replies
 
-    monkeypatch.setattr(federation.grid, "send_and_receive", garbling)
+    monkeypatch.setattr(federation.grid, "pull_messages", garbling)
     with pytest.raises(SiteFailed, match=r"the scores of site_[abc] cannot be read \(KeyError\)"):
         federation.run()
 

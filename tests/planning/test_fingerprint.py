@@ -8,7 +8,7 @@ import pytest
 
 from fedsam_pipeline.dataset.raw import load_raw_dataset
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
-from fedsam_pipeline.dataset.volume import write_labels
+from fedsam_pipeline.dataset.volume import read_labels, write_labels
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_site, measure_case
 from fedsam_pipeline.planning.grids import intensity_value, log_value, quantile
@@ -108,8 +108,6 @@ def test_all_bad_cases_of_a_site_are_named(tmp_path: Path) -> None:
     dataset = load_raw_dataset(tmp_path / "Dataset001_Demo")
     bad = dataset.cases[:2]
     for case in bad:
-        from fedsam_pipeline.dataset.volume import read_labels
-
         labels = read_labels(dataset.label_path(case))
         write_labels(dataset.label_path(case), labels.array + 40, labels.geometry)
     dataset = replace(dataset, sites={"all": dataset.cases})

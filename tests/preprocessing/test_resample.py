@@ -1,0 +1,100 @@
+"""Resampling: sizes, sampling positions, orders, labels."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsam_pipeline.preprocessing.resample import coarse_axis, resample, resample_labels, resampled_size
+
+SIDES = st.tuples(*(st.integers(1, 9) for _ in range(3)))
+
+
+def ramp(size: tuple[int, int, int], axis: int) -> np.ndarray:
+    """(1, *size): each voxel holds the position of its centre along an axis, 0 to 1 from face to face."""
+    shape = [1, 1, 1]
+    shape[axis] = size[axis]
+    centres = ((np.arange(size[axis]) + 0.5) / size[axis]).reshape(shape)
+    return np.broadcast_to(centres, size)[None].astype(np.float32)
+
+
+def test_size_is_rounded_and_never_empty() -> None:
+    assert resampled_size((10, 100, 3), (3.0, 0.5, 0.1), (1.0, 0.8, 1.0)) == (30, 62, 1)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("new", [7, 20, 31])
+def test_a_ramp_stays_a_ramp(order: int, axis: int, new: int) -> None:
+    old, target = [12, 12, 12], [12, 12, 12]
+    target[axis] = new
+    found = resample(ramp((12, 12, 12), axis), target, order)
+    inner = [slice(None)] * 4
+    inner[axis + 1] = slice(new // 6, new - new // 6)  # beyond the outermost centres the border repeats
+    expected = ramp((target[0], target[1], target[2]), axis)
+    np.testing.assert_allclose(found[tuple(inner)], expected[tuple(inner)], atol=2e-5 if order == 1 else 3e-3)
+    assert found.dtype == np.float32
+    assert old == [12, 12, 12]
+
+
+def test_nearest_takes_the_voxel_that_holds_the_centre() -> None:
+    line = np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1)
+    assert resample(line, (8, 1, 1), 0).ravel().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert resample(line, (2, 1, 1), 0).ravel().tolist() == [1, 3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIDES, SIDES, st.sampled_from([0, 1, 3]))
+def test_constants_stay_constant_and_the_same_size_is_no_work(old: tuple[int, int, int], new: tuple[int, int, int], order: int) -> None:
+    constant = np.full((2, *old), 5.0, np.float32)
+    found = resample(constant, new, order)
+    assert found.shape == (2, *new)
+    np.testing.assert_allclose(found, 5.0, rtol=1e-5)
+    assert resample(constant, old, order) is constant
+
+
+def test_the_coarse_axis_has_its_own_order() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    found = resample(image, (6, 4, 4), 1, coarse_axis=0, coarse_order=0)
+    flat = resample(image, (3, 4, 4), 1)
+    np.testing.assert_array_equal(found, np.repeat(flat, 2, axis=1))
+    np.testing.assert_array_equal(resample(image, (6, 4, 4), 1, coarse_axis=0, coarse_order=1), resample(image, (6, 4, 4), 1))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target", "expected"),
+    [
+        ((3.0, 1.0, 1.0), (1.0, 1.0, 1.0), None),
+        ((3.1, 1.0, 1.0), (1.0, 1.0, 1.0), 0),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 5.0), 2),
+        ((4.0, 4.0, 1.0), (1.0, 1.0, 1.0), None),  # two coarse axes: nothing to keep apart
+    ],
+)
+def test_coarse_axis(spacing: tuple[float, ...], target: tuple[float, ...], expected: int | None) -> None:
+    assert coarse_axis(spacing, target) == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), SIDES, SIDES)
+def test_labels_are_the_argmax_of_linear_one_hot_maps(seed: int, old: tuple[int, int, int], new: tuple[int, int, int]) -> None:
+    labels = np.random.default_rng(seed).choice([0, 1, 4], old).astype(np.int16)
+    shares = np.stack([resample((labels == value)[None].astype(np.float32), new)[0] for value in (0, 1, 4)])
+    expected = np.array([0, 1, 4])[shares.argmax(axis=0)]
+    found = resample_labels(labels, new)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.int16
+
+
+def test_labels_nearest_and_unchanged() -> None:
+    labels = np.array([0, 7], np.int16).reshape(2, 1, 1)
+    assert resample_labels(labels, (4, 1, 1), 0).ravel().tolist() == [0, 0, 7, 7]
+    assert resample_labels(labels, (2, 1, 1)) is labels
+
+
+def test_misuse() -> None:
+    with pytest.raises(ValueError, match="orders are 0, 1 and 3"):
+        resample(np.zeros((1, 2, 2, 2), np.float32), (1, 1, 1), 2)
+    with pytest.raises(ValueError, match="cannot resample an array of shape"):
+        resample(np.zeros((2, 2, 2), np.float32), (1, 1, 1), 1)
+    with pytest.raises(ValueError, match="order 0 or 1"):
+        resample_labels(np.zeros((2, 2, 2), np.int16), (1, 1, 1), 3)
