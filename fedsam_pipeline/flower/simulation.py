@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid as Grid  # for those who write a server's part without knowing Flower
+from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
 from fedsam_pipeline.flower.client_app import make_client_app

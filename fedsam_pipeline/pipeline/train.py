@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flwr.serverapp import Grid
 from tqdm import tqdm
 
 from fedsam_pipeline.errors import FedsamError
@@ -20,7 +19,7 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import read_json, write_json, write_text
 from fedsam_pipeline.flower.client_app import class_names
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, fedavg
-from fedsam_pipeline.flower.simulation import simulate
+from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.bundle import BUNDLE_FILE, BundleInfo, write_adapter, write_documents
 from fedsam_pipeline.pipeline.environment import hardware, versions
