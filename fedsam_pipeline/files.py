@@ -23,22 +23,42 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    make_folder(path.parent, wanted=path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(f"no permission to write in {path.parent}")
-        try:
-            yield temporary
+        yield temporary
+        with _clear_refusal(path, path.parent):
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, *, wanted: Path | None = None) -> None:
+    """Makes a folder and those above it.
+
+    Args:
+        folder: the folder.
+        wanted: what shall be written there, for the message.
+
+    Raises:
+        FedsamError: it cannot be made, or not be written to.
+    """
+    with _clear_refusal(wanted or folder, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write in {folder}")
+
+
+@contextmanager
+def _clear_refusal(wanted: Path, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise FedsamError(
-            "cannot write a file",
-            path=path,
+            "cannot write a file" if wanted != folder else "cannot write into a folder",
+            path=wanted,
             found=str(error),
             expected="a folder this user may write to",
-            fix=f"choose another output folder, or make {path.parent} writable",
+            fix=f"choose another output folder, or make {folder} writable",
         ) from error
 
 

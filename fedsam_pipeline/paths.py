@@ -96,7 +96,7 @@ def choose_dataset(root: Path, identifier: str | int | None, *, marker: str = "d
             fix=f"add -d {dataset_id(candidates[0].name)}, for example",
         )
     text = str(identifier)
-    matches = [folder for folder in candidates if folder.name == text or (text.isdigit() and dataset_id(folder.name) == int(text))]
+    matches = [folder for folder in candidates if folder.name == text or (text.isdecimal() and dataset_id(folder.name) == int(text))]
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -104,7 +104,6 @@ def _overlays(raw: Path, masks: Path, summary: Mapping[str, Any], labels: Sequen
             class_names=labels[1:],
             spacing=spacing,
             axis=spacing.index(max(spacing)),
-            title=f"{case}: {word}",
         )
         pictures.append((f"{case}: {word}", picture))
     return pictures

@@ -16,7 +16,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
-from fedsam_pipeline.files import read_json, write_json, write_text
+from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.client_app import class_names
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, fedavg
 from fedsam_pipeline.flower.simulation import Grid, simulate
@@ -70,6 +70,7 @@ class TrainingRun:
                     fix="--c to continue it, --overwrite to start over, or another --seed",
                 )
             return self._compatible(path)
+        make_folder(self._folder)
         self._clear()
         return self._new_state(request)
 

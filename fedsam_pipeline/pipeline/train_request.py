@@ -156,7 +156,7 @@ def _fold(preprocessed: Path, fold: str, cases: Sequence[str]) -> dict[str, set[
     splits = load_splits(path, cases)
     if fold == "all":
         return {"train": set(cases), "val": set()}
-    if not fold.isdigit() or int(fold) >= len(splits):
+    if not fold.isdecimal() or int(fold) >= len(splits):
         raise FedsamError("there is no such fold", path=path, found=f"-f {fold}", expected=f"0 to {len(splits) - 1}, or all", fix="mend -f")
     return {name: set(members) for name, members in splits[int(fold)].items()}
 
