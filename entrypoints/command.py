@@ -35,6 +35,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def not_negative_int(text: str) -> int:
+    """An argparse type: a whole number, zero or above."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below zero")
+    return value
+
+
 def positive_float(text: str) -> float:
     """An argparse type: a finite number above zero."""
     value = float(text)
@@ -53,12 +61,9 @@ def run_command(
     0 done, 1 some cases failed (``body`` returns 1), 2 the user's input, 3 internal, 130 interrupted.
     """
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO,
-        format="%(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    logging.getLogger("fedsam_pipeline").setLevel(logging.DEBUG)  # for the log files; the terminal shows what its level lets through
     for noisy in ("matplotlib", "PIL", "urllib3", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

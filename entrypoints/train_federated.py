@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from fedsam_pipeline.entrypoints.command import command_parser, positive_float, positive_int, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.train import train
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
@@ -29,9 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=positive_float, help="peak learning rate")
     parser.add_argument(
         "--val_every",
-        type=int,
+        type=not_negative_int,
         metavar="ROUNDS",
-        help="score the global model every so many rounds on at most 8 cases a site; 0 never (default: four times a run)",
+        help="score the global model every so many rounds on at most 8 cases a site; 0 never (default: a fifth of the rounds)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")

@@ -40,6 +40,9 @@ def log_file(folder: Path, command: str, *, dated: bool = True) -> Iterator[Path
     logging.getLogger(__name__).debug("command line: %s", " ".join(sys.argv))
     try:
         yield path
+    except BaseException:
+        logging.getLogger(__name__).debug("%s ended here", command, exc_info=True)
+        raise
     finally:
         root.removeHandler(handler)
         handler.close()

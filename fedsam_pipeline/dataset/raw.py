@@ -21,6 +21,7 @@ from fedsam_pipeline.dataset.raw_checks import (
     read_labels_key,
     read_patients,
     read_site_labels,
+    refuse_clashes,
     require_keys,
 )
 from fedsam_pipeline.errors import FedsamError
@@ -136,6 +137,7 @@ def load_raw_dataset(folder: Path) -> RawDataset:
         check_files(explicit, path, len(channel_names))
         files = {case: CaseFiles(images, label) for case, (images, label) in explicit.items()}
         cases = sorted(explicit)
+    refuse_clashes(cases, path)
     sites = assign_sites(content, "sites", cases, path, default=ONLY_SITE)
     test_cases = find_test_cases(folder, ending, len(channel_names))
     test_sites = assign_sites(content, "test_sites", test_cases, path, default=next(iter(sites)) if len(sites) == 1 else "test")

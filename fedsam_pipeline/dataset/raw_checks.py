@@ -299,6 +299,16 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
 
 
+def refuse_clashes(cases: Sequence[str], path: Path) -> None:
+    """The store keeps the mask of case ``a`` as ``a_seg``: no other case may be called so."""
+    names = set(cases)
+    clashing = [case for case in cases if case.endswith("_seg") and case.removesuffix("_seg") in names]
+    if clashing:
+        raise complain(
+            path, "a case is named like another case's mask", found=some(clashing), expected="no CASE beside CASE_seg", fix="rename it"
+        )
+
+
 def _is_explicit_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)

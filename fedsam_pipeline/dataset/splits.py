@@ -63,16 +63,17 @@ def make_splits(sites: Mapping[str, Sequence[str]], patients: Mapping[str, str],
     ]
 
 
-def load_splits(path: Path, cases: Collection[str]) -> list[Split]:
+def load_splits(path: Path, cases: Collection[str], patients: Mapping[str, str] | None = None) -> list[Split]:
     """Reads ``splits_final.json``, perhaps edited by hand.
 
     Args:
         path: the file.
         cases: all labelled cases of the dataset.
+        patients: case to patient, where that is known.
 
     Raises:
-        FedsamError: missing, of another shape, a case that the dataset lacks, a case both in train and val of a fold, a fold without
-            training cases, or a case of the dataset that no fold names.
+        FedsamError: missing, of another shape, a case that the dataset lacks, a case or a patient both in train and val of a fold, a fold
+            without training cases, or a case of the dataset that no fold names.
     """
     fix = f"delete {path.name} and run fedsam_plan_and_preprocess again"
     content = read_json(path, fix=fix)
@@ -80,12 +81,14 @@ def load_splits(path: Path, cases: Collection[str]) -> list[Split]:
     if not isinstance(content, list) or not content or not all(_is_split(entry) for entry in content):
         raise FedsamError("the splits have another shape", path=path, expected=shape, fix=fix)
     splits: list[Split] = [{"train": sorted(entry["train"]), "val": sorted(entry["val"])} for entry in content]
-    known = set(cases)
+    known, of_patient = set(cases), patients or {}
     faults: list[str] = []
     for fold, split in enumerate(splits):
         train, val = set(split["train"]), set(split["val"])
         faults += [f"fold {fold}: {case} is not in the dataset" for case in sorted((train | val) - known)]
         faults += [f"fold {fold}: {case} is both in train and val" for case in sorted(train & val)]
+        shared = {of_patient[case] for case in train if case in of_patient} & {of_patient[case] for case in val if case in of_patient}
+        faults += [f"fold {fold}: patient {patient} is both in train and val" for patient in sorted(shared)]
         faults += [f"fold {fold}: a case is listed twice"] if len(train) + len(val) < len(split["train"]) + len(split["val"]) else []
         faults += [] if train else [f"fold {fold}: train is empty"]
     named = {case for split in splits for case in (*split["train"], *split["val"])}

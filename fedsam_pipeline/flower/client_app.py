@@ -13,6 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, from_arrays, to_arrays
@@ -37,7 +38,9 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (UpdateRefused, "update_refused"),
     (StateMissing, "state_missing"),
     (TrainingDiverged, "training_diverged"),
+    (FedsamError, "bad_input"),
 )
+UNKNOWN_SITE = "unknown"
 
 
 def make_client_app(find_setup: FindSetup) -> ClientApp:
@@ -46,30 +49,41 @@ def make_client_app(find_setup: FindSetup) -> ClientApp:
 
     @app.train("round")
     def train(message: Message, context: Context) -> Message:
-        return _answer(message, find_setup(context), _train)
+        return _answer(message, context, find_setup, _train)
 
     @app.evaluate("fold")
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, find_setup(context), _evaluate)
+        return _answer(message, context, find_setup, _evaluate)
 
     return app
 
 
-def _answer(message: Message, setup: SiteSetup, handler: Callable[[RecordDict, SiteSetup], RecordDict]) -> Message:
+def _answer(message: Message, context: Context, find_setup: FindSetup, handler: Callable[[RecordDict, SiteSetup], RecordDict]) -> Message:
     """Runs a handler; whatever goes wrong stays in the site's log, and a code with an opaque id goes back."""
-    torch.set_num_threads(setup.num_threads)
-    keep_freed_memory()
-    logging.getLogger("fedsam_pipeline").setLevel(logging.INFO)
-    with log_file(setup.state_folder / "logs", "site", dated=False):
-        try:
-            content = handler(message.content, setup)
-        except Exception as error:
-            opaque = secrets.token_hex(4)
-            code = next((code for kind, code in _CODES if isinstance(error, kind)), "internal")
-            log.exception("failure %s (%s)", opaque, code)
-            failure = ConfigRecord({"site": setup.site, "failure": code, "failure_id": opaque})
-            content = RecordDict({CONFIG: failure, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
+    site = UNKNOWN_SITE
+    try:
+        setup = find_setup(context)
+        site = setup.site
+        torch.set_num_threads(setup.num_threads)
+        keep_freed_memory()
+        logging.getLogger("fedsam_pipeline").setLevel(logging.INFO)
+        with log_file(setup.state_folder / "logs", "site", dated=False):
+            try:
+                content = handler(message.content, setup)
+            except Exception as error:
+                content = _failure(site, error)
+    except Exception as error:  # there is no log of the site yet; the process's own takes it
+        content = _failure(site, error)
     return Message(content, reply_to=message)
+
+
+def _failure(site: str, error: Exception) -> RecordDict:
+    """What the server learns of a failure; the log has the rest under the same id."""
+    opaque = secrets.token_hex(4)
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), "internal")
+    log.error("failure %s (%s)", opaque, code, exc_info=error)
+    failure = ConfigRecord({"site": site, "failure": code, "failure_id": opaque})
+    return RecordDict({CONFIG: failure, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
 
 
 def _checked_config(content: RecordDict, setup: SiteSetup) -> ConfigRecord:
@@ -85,7 +99,7 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     round_number = int(_number(config, "round"))
     worker = SiteWorker(setup)
     received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
-    validation = worker.evaluate(received, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
+    validation = worker.evaluate(received, rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
     schedule = RunSchedule(
         rounds=int(_number(config, "rounds")),
         local_steps=int(_number(config, "local_steps")),
@@ -111,7 +125,8 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     worker = SiteWorker(setup)
     received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
-    validation = worker.evaluate(received, report=setup.state_folder / "validation.json")
+    rounds_done = int(_number(config, "round"))
+    validation = worker.evaluate(received, rounds_done=rounds_done, report=setup.state_folder / "validation.json")
     return RecordDict({CONFIG: _reply_config(config, setup, validation), METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases)})})
 
 

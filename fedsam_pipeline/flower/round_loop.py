@@ -38,11 +38,21 @@ from fedsam_pipeline.training.local_trainer import RunSchedule
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
+ANSWERED_KEYS = ("run_id", "round", "attempt")
+MAX_EXAMPLES = 10**9
 REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds")
 
 
 class SiteFailed(RuntimeError):
-    """A site's reply is missing, is an error, or was refused, and the run needs that site."""
+    """A site's reply is missing, is an error, or was refused, and the run needs that site.
+
+    Attributes:
+        code: of the failure, where the site reported one.
+    """
+
+    def __init__(self, text: str, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class RunStopped(RuntimeError):
@@ -126,8 +136,8 @@ class RoundLoop:
         """
         for round_number in range(rounds_done + 1, self._plan.schedule.rounds + 1):
             tensors, record = self._round(tensors, round_number)
-            self._checkpoints.save(round_number, tensors)
             self._on_round(record)
+            self._checkpoints.save(round_number, tensors)  # last: a round without a checkpoint is done again, records and all
         return tensors
 
     def evaluate(self, tensors: dict[str, Tensor]) -> tuple[dict[str, SiteDice], dict[str, Any]]:
@@ -184,7 +194,8 @@ class RoundLoop:
 
     def _exchange(self, messages: list[Message], *, with_tensors: bool) -> list[SiteReply]:
         """Sends, waits, checks; replies come back sorted by site."""
-        replies = [self._checked(message, with_tensors) for message in self._send_and_receive(messages)]
+        sent = messages[0].content.config_records[CONFIG]
+        replies = [self._checked(message, sent, with_tensors) for message in self._send_and_receive(messages)]
         missing = self._plan.num_sites - len(replies)
         if missing > 0:
             raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
@@ -205,17 +216,18 @@ class RoundLoop:
                 raise RunStopped("the run was stopped while sites were computing")
         return received
 
-    def _checked(self, message: Message, with_tensors: bool) -> SiteReply:
+    def _checked(self, message: Message, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
         if message.has_error():
             raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
         content = message.content
         config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
         site = str(config["site"])
         if "failure" in config:
-            raise SiteFailed(f"{site} reports {config['failure']!s:.40}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log")
-        if config["run_id"] != self._plan.run_id:
-            raise SiteFailed(f"{site} answers for another run")
-        reply = SiteReply(site, _floats(metrics), self._validation(site, config), message_bytes(content))
+            code = str(config["failure"])[:40]
+            raise SiteFailed(f"{site} reports {code}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log", code)
+        if any(config[key] != sent[key] for key in ANSWERED_KEYS):
+            raise SiteFailed(f"{site} answers for another run or round")
+        reply = SiteReply(site, _floats(site, metrics), self._validation(site, config), message_bytes(content))
         if with_tensors:
             try:
                 reply.tensors = checked_tensors(self._manifest, from_arrays(content.array_records[PAYLOAD]))
@@ -226,7 +238,10 @@ class RoundLoop:
     def _validation(self, site: str, config: ConfigRecord) -> dict[str, SiteDice]:
         try:
             values = json.loads(str(config["validation"]))
-            return {owner: SiteDice.from_dict(value, self._plan.class_names) for owner, value in values.items()}
+            scores = {str(owner): SiteDice.from_dict(value, self._plan.class_names) for owner, value in values.items()}
+            if any(np.any((score.classes < 0) | (score.classes > 1)) or score.dice < 0 or score.dice > 1 for score in scores.values()):
+                raise ValueError("a Dice outside 0 to 1")
+            return scores
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
 
@@ -280,8 +295,11 @@ def fedavg(num_sites: int) -> FedAvg:
     )
 
 
-def _floats(metrics: MetricRecord) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:
+    values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    if not all(np.isfinite(value) for value in values.values()) or not 0 <= values.get(NUM_EXAMPLES, -1) <= MAX_EXAMPLES:
+        raise SiteFailed(f"{site} sends numbers that cannot be: a metric is not finite, or {NUM_EXAMPLES} is not a count")
+    return values
 
 
 def _finite(value: float) -> float | None:

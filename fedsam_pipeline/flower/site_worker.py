@@ -124,6 +124,7 @@ class SiteWorker:
         self,
         received: dict[str, Tensor],
         *,
+        rounds_done: int,
         max_cases: int | None = None,
         report: Path | None = None,
         on_case: Callable[[], None] | None = None,
@@ -132,6 +133,7 @@ class SiteWorker:
 
         Args:
             received: the global tensors.
+            rounds_done: the round they come from; the site's local tensors of that round go with them.
             max_cases: at most so many cases, evenly spread over the sorted list; ``None`` for all.
             report: file for the scores of single cases; it stays at the site.
             on_case: called after each case.
@@ -140,9 +142,8 @@ class SiteWorker:
             Dice by owning site; empty where the fold has no validation case here.
         """
         setup = self._setup
-        known = self._states.rounds()
-        local = _without_prefix(self._states.load(known[-1]), _LOCAL_PREFIX) if known else {}
-        self._adapted.load_tensors(received | local)
+        state = self._states.load(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
+        self._adapted.load_tensors(received | _without_prefix(state, _LOCAL_PREFIX))
         device = torch.device(setup.device)
         predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
         tables: dict[str, list[NDArray[np.int64]]] = {}

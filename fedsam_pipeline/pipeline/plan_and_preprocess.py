@@ -81,14 +81,13 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
     num_processes = request.num_processes or default_processes(dataset)
     splits_file = folder / "splits_final.json"
     if splits_file.exists():
-        load_splits(splits_file, dataset.cases)  # before the long work: splits that do not fit are the user's to mend
+        load_splits(splits_file, dataset.cases, dataset.patients)  # before the long work: splits that do not fit are the user's to mend
     with log_file(folder / "logs", COMMAND) as log_path, CaseWorkers(num_processes) as workers:
         fingerprint = _write_fingerprints(dataset, folder, workers)
-        plans = make_plan(fingerprint, spec, plans_name=request.plans_name)
+        plans = _kept_or_made(folder, make_plan(fingerprint, spec, plans_name=request.plans_name))
         write_json(folder / "dataset.json", _dataset_json(dataset))
         if not splits_file.exists():
             write_json(splits_file, make_splits(dataset.sites, dataset.patients))
-        plans.save(folder / f"{request.plans_name}.json")
         table = plan_table(plans, shutil.get_terminal_size((140, 24)).columns)
         log.debug("%s", table)
         print(table)
@@ -99,6 +98,19 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
         outcome = _fill_store(dataset, plans, folder, workers)
         _print_outcome(outcome, dataset, request, log_path)
     return EXIT_SOME_FAILED if outcome.failed else EXIT_DONE
+
+
+def _kept_or_made(folder: Path, made: Plans) -> Plans:
+    """The plan to use: the one on disk where somebody edited it for the same data and base model, else the new one, which is written."""
+    path = folder / f"{made.plans_name}.json"
+    if path.exists():
+        kept = Plans.load(path, fix="mend these keys, or delete the file to plan anew")
+        same_origin = (kept.fingerprint_sha256, kept.base_model) == (made.fingerprint_sha256, made.base_model)
+        if same_origin and kept.sha256() != made.sha256():
+            print(f"{path} differs from what would be planned now: kept as it is (delete it to plan anew)")
+            return kept
+    made.save(path)
+    return made
 
 
 def default_processes(dataset: RawDataset) -> int:

@@ -18,16 +18,23 @@ from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.client_app import class_names
-from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, fedavg
+from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.logs import log_file
-from fedsam_pipeline.model.bundle import BUNDLE_FILE, BundleInfo, write_adapter, write_documents
+from fedsam_pipeline.model.bundle import ADAPTER_FILE, BUNDLE_FILE, BundleInfo, write_adapter, write_documents
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.report.curves import progress_png
+from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
 
 log = logging.getLogger(__name__)
+USERS_CODES = {
+    "training_diverged": "--overwrite with a lower --lr",
+    "bad_input": "mend what that log names, then --c",
+    "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
+}
+"""What a user can do about a site's failure, by its code; any other is internal"""
 
 
 def train(setup: RunSetup, request: TrainRequest) -> dict[str, Any]:
@@ -35,14 +42,21 @@ def train(setup: RunSetup, request: TrainRequest) -> dict[str, Any]:
 
     Raises:
         FedsamError: the folder already holds a run and neither ``--c`` nor ``--overwrite`` says what to do.
-        SiteFailed: a site did not give a usable answer.
+        SiteFailed: a site did not give a usable answer, for a reason that is not the user's.
     """
     run = TrainingRun(setup, request)
     if run.finished and request.resume:
         log.info("already finished: %s", setup.folder)
         return run.state
     with log_file(setup.folder / "logs", "train"):
-        return run.execute()
+        try:
+            return run.execute()
+        except SiteFailed as error:
+            if error.code not in USERS_CODES:
+                raise
+            raise FedsamError(
+                "a site cannot go on", path=setup.folder, found=str(error), expected="every site to answer", fix=USERS_CODES[error.code]
+            ) from error
 
 
 class TrainingRun:
@@ -91,8 +105,18 @@ class TrainingRun:
 
     def _clear(self) -> None:
         """Removes what an earlier run left, the trained model first."""
-        for name in (BUNDLE_FILE, "progress.jsonl", "communication.json", "run.json", "progress.png"):
+        for name in (
+            BUNDLE_FILE,
+            ADAPTER_FILE,
+            "progress.jsonl",
+            "communication.json",
+            "run.json",
+            "progress.png",
+            "validation/summary.json",
+        ):
             (self._folder / name).unlink(missing_ok=True)
+        for site in self._setup.sites:
+            (site.state_folder / "validation.json").unlink(missing_ok=True)
         for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
             series.clear()
 
@@ -101,6 +125,7 @@ class TrainingRun:
         return {
             "protocol": setup.protocol,
             "sites": [site.site for site in setup.sites],
+            "cases_sha256": sha256_of([[site.site, site.train_cases, site.val_cases] for site in setup.sites]),
             **setup.model.agreement(),
             **asdict(setup.schedule),
         }
@@ -228,7 +253,9 @@ class TrainingRun:
         """Drops records of rounds that an interruption left without a checkpoint."""
         progress, traffic = self._folder / "progress.jsonl", self._folder / "communication.json"
         if progress.exists():
-            kept = [record for record in self._progress() if record["event"] == "round" and record["round"] <= rounds_done]
+            lines = progress.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a power cut may leave half a line
+            kept = [record for record in map(json.loads, whole) if record["event"] == "round" and record["round"] <= rounds_done]
             write_text(progress, "".join(json.dumps(record) + "\n" for record in kept))
         if traffic.exists():
             document = read_json(traffic)

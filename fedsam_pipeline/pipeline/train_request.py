@@ -1,7 +1,7 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
-from fedsam_pipeline.preprocessing.store import CaseStore
+from fedsam_pipeline.paths import dataset_id
+from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
@@ -22,7 +23,6 @@ from fedsam_pipeline.training.local_trainer import RunSchedule
 Protocol = Literal["federated", "local", "centralized"]
 CONFIGURATION = "main"
 POOLED_SITE = "pooled"
-PLAN_AGAIN = "fedsam_plan_and_preprocess -d {number}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     Raises:
         FedsamError: a file of the preprocessed dataset is missing or broken, a flag does not fit it, or weights are missing.
     """
-    plan_again = PLAN_AGAIN.format(number=preprocessed.name[7:10].lstrip("0") or "0")
+    plan_again = f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -p {request.plans_name}"
     plans = Plans.load(preprocessed / f"{request.plans_name}.json", fix=plan_again)
     if request.base_model not in (None, plans.base_model):
         raise FedsamError(
@@ -79,15 +79,16 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             path=preprocessed / f"{request.plans_name}.json",
             found=plans.base_model,
             expected=request.base_model,
-            fix=f"{plan_again} -m {request.base_model}",
+            fix=f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -m {request.base_model} -p NAME, then train with -p NAME",
         )
+    plan_again += f" -m {plans.base_model}"
     recipe = load_recipe(request.recipe)
     spec = base_model_spec(plans.base_model)
     weights = None if request.random_init else find_weights(spec)
     dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
     sites: dict[str, list[str]] = {site: sorted(cases) for site, cases in sorted(dataset["sites"].items())}
-    folds = _fold(preprocessed, request.fold, [case for cases in sites.values() for case in cases])
-    store = preprocessed / f"store_{plans.preprocessing_sha256()[:8]}"
+    folds = _fold(preprocessed, request.fold, sites, dataset.get("patients", {}))
+    store = store_folder(preprocessed, plans)
     _check_store(store, sites, plan_again)
     schedule = _schedule(plans, recipe, request, len(sites))
     owner = {case: site for site, cases in sites.items() for case in cases}
@@ -133,7 +134,7 @@ def _run_setup(
         )
         for site, cases in members.items()
     )
-    val_every = request.val_every if request.val_every is not None else max(1, schedule.rounds // 4)
+    val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
     return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset)
 
 
@@ -150,15 +151,26 @@ def _schedule(plans: Plans, recipe: Recipe, request: TrainRequest, num_sites: in
     )
 
 
-def _fold(preprocessed: Path, fold: str, cases: Sequence[str]) -> dict[str, set[str]]:
+def _fold(preprocessed: Path, fold: str, sites: Mapping[str, list[str]], patients: Mapping[str, str]) -> dict[str, set[str]]:
     """Training and validation cases of a fold; ``all`` trains on everything and validates nothing."""
     path = preprocessed / "splits_final.json"
-    splits = load_splits(path, cases)
+    cases = [case for members in sites.values() for case in members]
+    splits = load_splits(path, cases, patients)
     if fold == "all":
         return {"train": set(cases), "val": set()}
-    if not fold.isdecimal() or int(fold) >= len(splits):
+    if fold not in map(str, range(len(splits))):
         raise FedsamError("there is no such fold", path=path, found=f"-f {fold}", expected=f"0 to {len(splits) - 1}, or all", fix="mend -f")
-    return {name: set(members) for name, members in splits[int(fold)].items()}
+    chosen = {name: set(members) for name, members in splits[int(fold)].items()}
+    without = [site for site, members in sites.items() if not chosen["train"] & set(members)]
+    if without:
+        raise FedsamError(
+            f"fold {fold} leaves a site without training cases",
+            path=path,
+            found=", ".join(without),
+            expected="at least one training case a site",
+            fix="mend the splits, or use another fold",
+        )
+    return chosen
 
 
 def _check_store(store: Path, sites: Mapping[str, list[str]], plan_again: str) -> None:

@@ -73,6 +73,8 @@ class TrainingPlan(Document):
 
 PREPROCESSING_KEYS = ("target_spacing", "slice_axis", "channels", "resampling")
 """The keys that decide the bytes of the preprocessed store; the others never invalidate it."""
+PREPROCESSING_VERSION = 1
+"""raised whenever the same plan makes other bytes of the same image"""
 
 
 class Plans(Document):
@@ -134,4 +136,4 @@ class Plans(Document):
     def preprocessing_sha256(self) -> str:
         """Signature of the preprocessed store: the preprocessing keys only."""
         whole = self.model_dump(mode="json")
-        return sha256_of({key: whole[key] for key in PREPROCESSING_KEYS})
+        return sha256_of({key: whole[key] for key in PREPROCESSING_KEYS} | {"code": PREPROCESSING_VERSION})

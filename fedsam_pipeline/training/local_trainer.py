@@ -81,7 +81,7 @@ class LocalTrainer:
         for name, parameter in self._parameters.items():
             if f"step/{name}" in state:
                 self._optimizer.state[parameter] = {
-                    moment: state[f"{moment}/{name}"].to(parameter.device if moment != "step" else "cpu").clone() for moment in _MOMENTS
+                    moment: state[f"{moment}/{name}"].to(parameter.device, copy=True) for moment in _MOMENTS
                 }
 
     def train_round(

@@ -1,7 +1,6 @@
 """Bad input at the commands: one clear error, exit code 2, nothing half-written."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,9 @@ def test_several_datasets_and_no_number(folders: Path, capsys: pytest.CaptureFix
     assert "-d" in error
 
 
-def test_an_output_folder_that_cannot_be_written(folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_cannot_be_written(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw_dataset()
     (folders / "a_file").write_text("no folder")
     monkeypatch.setenv("fedsam_preprocessed", str(folders / "a_file"))
@@ -175,7 +176,7 @@ def test_missing_weights_name_the_command(folders: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert train_federated.main([]) == EXIT_USER_INPUT
     assert "fedsam_download_weights lite_medsam" in capsys.readouterr().err
-    assert not os.path.exists("fedsam_data/results")
+    assert not Path("fedsam_data/results").exists()
 
 
 def test_evaluating_against_nothing(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

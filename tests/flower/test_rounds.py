@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message
 
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.flower import client_app
@@ -96,7 +96,7 @@ def test_one_site_is_the_plain_trainer(tmp_path: Path) -> None:
 def test_an_interrupted_run_that_continues_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = Federation(tmp_path / "whole").run()
     first = Federation(tmp_path / "cut")
-    first.loop._on_round = stop_after(2)
+    first.loop._on_round = stop_in(3)  # its records are written, its checkpoint is not
     with pytest.raises(KeyboardInterrupt):
         first.run()
     second = Federation(tmp_path / "cut")
@@ -104,7 +104,7 @@ def test_an_interrupted_run_that_continues_equals_an_uninterrupted_one(tmp_path:
     assert_equal(second.run(rounds_done=2), whole)
 
 
-def stop_after(last: int):  # type: ignore[no-untyped-def]
+def stop_in(last: int):  # type: ignore[no-untyped-def]
     def on_round(record: RoundRecord) -> None:
         if record.progress["round"] == last:
             raise KeyboardInterrupt
@@ -183,7 +183,7 @@ def test_a_failure_tells_the_wire_nothing_but_a_code(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
     (tmp_path / "store" / "site_b" / "site_b_0.b2nd").unlink()
     (tmp_path / "store" / "site_b" / "site_b_1.b2nd").unlink()
-    with pytest.raises(SiteFailed, match="site_b reports internal"):
+    with pytest.raises(SiteFailed, match="site_b reports bad_input"):
         federation.run()
     reply = next(m for m in federation.grid.received if m.content.config_records[CONFIG]["site"] == "site_b")
     assert set(reply.content.config_records[CONFIG]) == {"site", "failure", "failure_id"}
@@ -193,6 +193,46 @@ def test_a_failure_tells_the_wire_nothing_but_a_code(tmp_path: Path) -> None:
     log = (tmp_path / "sites" / "site_b" / "logs" / "site.log").read_text()
     assert str(reply.content.config_records[CONFIG]["failure_id"]) in log
     assert "site_b_" in log
+
+
+def test_an_answer_for_another_round_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path)
+    pull = federation.grid.pull_messages
+
+    def replaying(ids: set[str]) -> list[Message]:
+        replies = list(pull(ids))
+        replies[0].content.config_records[CONFIG]["round"] = 7
+        return replies
+
+    monkeypatch.setattr(federation.grid, "pull_messages", replaying)
+    with pytest.raises(SiteFailed, match="answers for another run or round"):
+        federation.run()
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss", float("nan")), ("num_examples", -1), ("num_examples", 10**12)])
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float) -> None:
+    federation = Federation(tmp_path)
+    pull = federation.grid.pull_messages
+
+    def lying(ids: set[str]) -> list[Message]:
+        replies = list(pull(ids))
+        replies[0].content.metric_records[METRICS][key] = value
+        return replies
+
+    monkeypatch.setattr(federation.grid, "pull_messages", lying)
+    with pytest.raises(SiteFailed, match="numbers that cannot be"):
+        federation.run()
+
+
+def test_a_site_that_cannot_be_found_answers_with_a_code(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+
+    def lost(context: Context) -> SiteSetup:
+        raise KeyError("/home/hospital/secret")
+
+    federation.grid._app = client_app.make_client_app(lost)
+    with pytest.raises(SiteFailed, match="unknown reports internal"):
+        federation.run()
 
 
 def test_a_site_that_lost_its_state_says_so(tmp_path: Path) -> None:
