@@ -1,0 +1,116 @@
+"""Whole runs in Flower's simulation with the random tiny model: interruption, continuation, the other protocols."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import run, stop_when
+
+SITES = ("site_a", "site_b", "site_c")
+FLAGS = "--rounds 4 --local_steps 3"
+RUN = Path("Dataset001_Demo/flap_sam__plans__main")
+FOLD = RUN / "federated__fedavg__seed0" / "fold_0"
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny cohort, planned for the random tiny model."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(folder, "fedsam_make_demo_dataset --size tiny")
+    run(folder, "fedsam_plan_and_preprocess -d 1 -m tiny_random")
+    path = folder / "fedsam_data/preprocessed/Dataset001_Demo/plans.json"
+    plans = json.loads(path.read_text(encoding="utf-8"))
+    plans["training"] |= {"effective_batch": 4}
+    path.write_text(json.dumps(plans), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(planned: Path) -> Path:
+    """Results of a federated run from start to end."""
+    run(planned, f"fedsam_train_federated {FLAGS}")
+    return planned / "fedsam_data/results"
+
+
+def builds(run_folder: Path) -> dict[str, int]:
+    """How often a base model was built, by the site whose message caused it."""
+    logs = sorted(run_folder.glob("fold_0/sites/*/logs/site.log"))
+    return {path.parents[1].name: path.read_text(encoding="utf-8").count(": built tiny_random") for path in logs}
+
+
+def test_the_base_model_is_built_once_a_worker_not_once_a_round(uninterrupted: Path) -> None:
+    counted = builds(uninterrupted / RUN / "federated__fedavg__seed0")
+    workers = json.loads((uninterrupted / FOLD / "run.json").read_text(encoding="utf-8"))["workers"]
+    assert sorted(counted) == list(SITES)
+    assert 1 <= sum(counted.values()) <= workers < 4 * len(SITES)
+
+
+def test_a_run_that_was_interrupted_and_killed_ends_like_one_that_was_not(planned: Path, uninterrupted: Path) -> None:
+    results = planned / "stopped"
+    variables = {"fedsam_results": str(results)}
+    fold = results / FOLD
+
+    def round_done(number: int) -> bool:
+        return (fold / "checkpoints" / f"round_{number:04d}").is_dir()
+
+    code, text = stop_when(planned, f"fedsam_train_federated {FLAGS}", lambda: round_done(1), signal.SIGINT, variables)
+    assert code == 130, text
+    assert text.endswith("interrupted\n")
+    assert json.loads((fold / "run.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+    assert not round_done(4)
+
+    command = f"fedsam_train_federated {FLAGS} --c"
+    code, text = stop_when(planned, command, lambda: round_done(2) or round_done(3), signal.SIGKILL, variables)
+    assert code == -signal.SIGKILL, text
+    assert json.loads((fold / "run.json").read_text(encoding="utf-8"))["status"] == "running"
+    assert not (fold / "bundle.json").exists()
+
+    run(planned, command, variables)
+    whole = uninterrupted / FOLD
+    for name in ("adapter.safetensors", "bundle.json", "manifest.json"):
+        assert (fold / name).read_bytes() == (whole / name).read_bytes(), name
+    assert progress(fold) == progress(whole)
+    traffic = [json.loads((each / "communication.json").read_text(encoding="utf-8"))["rounds"] for each in (fold, whole)]
+    assert [(entry["message"], entry["round"]) for entry in traffic[0]] == [(entry["message"], entry["round"]) for entry in traffic[1]]
+    assert not [path for path in results.rglob(".tmp*") if "sites" not in path.parts]
+
+
+def progress(fold: Path) -> list[object]:
+    """The lines of ``progress.jsonl`` without what a clock says, and bytes, which hold an id of random letters."""
+    text = (fold / "progress.jsonl").read_text(encoding="utf-8")
+    without_clock = re.sub(r'"(data_)?seconds": [0-9.e-]+', '"seconds": 0', text)
+    return [json.loads(line) for line in re.sub(r'"bytes_(up|down)": \d+', '"bytes": 0', without_clock).splitlines()]
+
+
+def test_continuing_a_finished_run_changes_nothing(planned: Path, uninterrupted: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (uninterrupted / FOLD).rglob("*") if path.is_file()}
+    assert "Dice" in run(planned, f"fedsam_train_federated {FLAGS} --c")
+    assert {path: path.stat().st_mtime_ns for path in (uninterrupted / FOLD).rglob("*") if path.is_file()} == files
+
+
+def test_local_training_is_one_run_a_site(planned: Path) -> None:
+    results = planned / "local"
+    text = run(planned, "fedsam_train_federated --protocol local --rounds 2 --local_steps 1", {"fedsam_results": str(results)})
+    for site in SITES:
+        run_folder = results / RUN / f"local-{site}__fedavg__seed0"
+        state = json.loads((run_folder / "fold_0" / "run.json").read_text(encoding="utf-8"))
+        assert (state["status"], state["protocol"], state["sites"]) == ("done", "local", [site])
+        assert (run_folder / "fold_0" / "adapter.safetensors").is_file()
+        assert builds(run_folder) == {site: 1}
+        assert site in text
+    adapters = {path.read_bytes() for path in results.rglob("adapter.safetensors")}
+    assert len(adapters) == len(SITES)
+
+
+def test_centralized_training_takes_the_summed_steps_on_all_cases(planned: Path) -> None:
+    results = planned / "centralized"
+    text = run(planned, "fedsam_train_federated --protocol centralized --rounds 2 --local_steps 1", {"fedsam_results": str(results)})
+    run_folder = results / RUN / "centralized__fedavg__seed0"
+    state = json.loads((run_folder / "fold_0" / "run.json").read_text(encoding="utf-8"))
+    assert (state["status"], state["sites"], state["local_steps"]) == ("done", ["pooled"], len(SITES))
+    assert sorted(state["final"]["sites"]) == list(SITES)  # scored by the sites that own the cases
+    assert all(site in text for site in SITES)
+    assert builds(run_folder) == {"pooled": 1}
