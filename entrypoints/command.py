@@ -77,7 +77,7 @@ def run_command(
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: not an error of ours
-        return EXIT_DONE
+        return EXIT_INTERRUPTED
     except Exception:
         traceback.print_exc()
         print("internal error: please report the lines above", file=sys.stderr)

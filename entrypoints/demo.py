@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=positive_int, default=10, help="rounds of aggregation")
     parser.add_argument("--local_steps", type=positive_int, default=10, help="optimizer steps a site takes in a round")
     parser.add_argument("--size", choices=("demo", "tiny"), default="demo", help="of the cohort; tiny is for trying out the command")
+    parser.add_argument("--overwrite", action="store_true", help="start over where a demo with other settings is there")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
     return parser
 
@@ -31,6 +32,7 @@ def _body(arguments: argparse.Namespace) -> None:
         base_model=arguments.m,
         size=arguments.size,
         device=arguments.device,
+        overwrite=arguments.overwrite,
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsam_pipeline.entrypoints.command import command_parser, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -13,7 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", dest="dataset", type=int, default=1, metavar="N", help="number of the new dataset")
     parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="raw folder (default: $fedsam_raw, or fedsam_data/raw)")
     parser.add_argument("--size", choices=("demo", "tiny"), default="demo", help="demo: four sites; tiny: three sites, for tests")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes other patients")
+    parser.add_argument("--seed", type=not_negative_int, default=0, help="another seed makes other patients")
     parser.add_argument("--overwrite", action="store_true", help="replace another dataset of this name")
     return parser
 

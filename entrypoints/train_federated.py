@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command
 from fedsam_pipeline.paths import choose_dataset, data_folders
-from fedsam_pipeline.pipeline.train import train
+from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.pipeline.train_table import result_table
+from fedsam_pipeline.specs.plans import check_plans_name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ROUNDS",
         help="score the global model every so many rounds on at most 8 cases a site; 0 never (default: a fifth of the rounds)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all random draws")
+    parser.add_argument("--seed", type=not_negative_int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
     parser.add_argument(
         "--workers", type=positive_int, help="sites that compute at the same time in simulation (default: as many as cores)"
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _body(arguments: argparse.Namespace) -> None:
+    check_plans_name(arguments.p)
     folders = data_folders()
     if notice := folders.notice():
         print(notice)
@@ -69,11 +71,7 @@ def _body(arguments: argparse.Namespace) -> None:
         resume=arguments.c,
         overwrite=arguments.overwrite,
     )
-    states = []
-    for setup in run_setups(preprocessed, folders.results, request):
-        print(f"run {setup.folder}: {len(setup.sites)} site(s), {setup.schedule.rounds} rounds of {setup.schedule.local_steps} steps")
-        states.append(train(setup, request))
-    print(result_table(states))
+    print(result_table(train_all(run_setups(preprocessed, folders.results, request), request)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Reading and writing small files so that nothing half-written is ever left behind."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsam_pipeline.errors import FedsamError
+
+_CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 @contextmanager
@@ -25,8 +28,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     make_folder(path.parent, wanted=path)
     try:
-        yield temporary
         with _clear_refusal(path, path.parent):
+            yield temporary
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -45,14 +48,16 @@ def make_folder(folder: Path, *, wanted: Path | None = None) -> None:
     with _clear_refusal(wanted or folder, folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            raise PermissionError(f"no permission to write in {folder}")
+            raise PermissionError(errno.EACCES, f"no permission to write in {folder}")
 
 
 @contextmanager
 def _clear_refusal(wanted: Path, folder: Path) -> Iterator[None]:
     try:
         yield
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
         raise FedsamError(
             "cannot write a file" if wanted != folder else "cannot write into a folder",
             path=wanted,

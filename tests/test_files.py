@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and read with clear errors."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_folder_without_permission_is_one_clear_error(tmp_path: Path, monkeypa
 
 def test_a_folder_that_cannot_even_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise PermissionError("Permission denied")
+        raise PermissionError(errno.EACCES, "Permission denied")
 
     for name in ("mkdir", "exists", "stat", "unlink"):
         monkeypatch.setattr(Path, name, refuse)

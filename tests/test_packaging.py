@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LIBRARY = ROOT / "fedsam_pipeline"
 MAPPED = {"fedsam_pipeline.plans": ROOT / "plans", "fedsam_pipeline.entrypoints": ROOT / "entrypoints"}
 FLOORS = {
-    **dict.fromkeys(("specs", "paths", "errors", "files", "logs", "memory"), 0),
+    **dict.fromkeys(("specs", "paths", "errors", "files", "logs", "memory", "cores"), 0),
     "dataset": 1,
     **dict.fromkeys(("planning", "preprocessing"), 2),
     "model": 3,

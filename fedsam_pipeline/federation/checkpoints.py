@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.files import read_json, sha256_file, write_json
+from fedsam_pipeline.files import make_folder, read_json, sha256_file, write_json
 
 KEPT = 2
 _TENSORS, _INFO = "tensors.safetensors", "checkpoint.json"
@@ -46,7 +46,8 @@ class CheckpointSeries:
 
     def save(self, round_number: int, tensors: dict[str, Tensor]) -> None:
         """Writes a checkpoint and deletes all but the last two. An interrupted write leaves the earlier ones untouched."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
+        self._sweep()
         temporary = self.folder / f".tmp-{secrets.token_hex(4)}"
         try:
             temporary.mkdir()
@@ -64,9 +65,14 @@ class CheckpointSeries:
                 shutil.rmtree(self.path(old))
 
     def clear(self) -> None:
-        """Deletes all checkpoints."""
+        """Deletes all checkpoints, and what a kill left half-written."""
+        self._sweep()
         for number in self.rounds():
             shutil.rmtree(self.path(number))
+
+    def _sweep(self) -> None:
+        for left in self.folder.glob(".tmp-*"):
+            shutil.rmtree(left)
 
     def load(self, round_number: int) -> dict[str, Tensor]:
         """Tensors of a round.

@@ -131,7 +131,7 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
 
 
 def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, SiteDice]) -> ConfigRecord:
-    names = class_names(setup.model.plans.labels)
+    names = setup.model.plans.foreground_names
     scores = {site: dice.to_dict(names) for site, dice in validation.items()}
     return ConfigRecord(
         {
@@ -142,11 +142,6 @@ def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, 
             "validation": json.dumps(scores),
         }
     )
-
-
-def class_names(labels: dict[str, int]) -> list[str]:
-    """Foreground names in order of their values."""
-    return [name for name, value in sorted(labels.items(), key=lambda item: item[1]) if value]
 
 
 def _number(config: ConfigRecord, key: str) -> float:

@@ -219,7 +219,12 @@ class RoundLoop:
     def _checked(self, message: Message, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
         if message.has_error():
             raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
-        content = message.content
+        try:
+            return self._parsed(message.content, sent, with_tensors)
+        except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, an array that cannot be read
+            raise SiteFailed(f"a reply cannot be read ({type(error).__name__})") from error
+
+    def _parsed(self, content: RecordDict, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
         config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
         site = str(config["site"])
         if "failure" in config:
@@ -229,6 +234,8 @@ class RoundLoop:
             raise SiteFailed(f"{site} answers for another run or round")
         reply = SiteReply(site, _floats(site, metrics), self._validation(site, config), message_bytes(content))
         if with_tensors:
+            if reply.metrics[NUM_EXAMPLES] < 1 or not set(REPLY_KEYS) <= set(reply.metrics):
+                raise SiteFailed(f"{site} sends no examples, or lacks one of {', '.join(REPLY_KEYS)}")
             try:
                 reply.tensors = checked_tensors(self._manifest, from_arrays(content.array_records[PAYLOAD]))
             except UpdateRefused as error:

@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -45,8 +46,8 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Even
     def find_setup(context: Context) -> SiteSetup:
         return ordered[int(context.node_config["partition-id"])]
 
-    on_gpu = ordered[0].device == "cuda"
-    cpus = max(workers, os.cpu_count() or 1)
+    gpus = torch.cuda.device_count() if ordered[0].device == "cuda" else 0
+    gpu_share = 1 / math.ceil(workers / gpus) if gpus else 0.0  # Ray places shares of one GPU, or whole ones
     os.environ.setdefault("OMP_NUM_THREADS", str(ordered[0].num_threads))
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
@@ -56,13 +57,13 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Even
             num_supernodes=len(ordered),
             backend_config={
                 "init_args": {
-                    "num_cpus": cpus,
+                    "num_cpus": workers,
                     "object_store_memory": OBJECT_STORE_BYTES,
                     "include_dashboard": False,
                     "log_to_driver": False,
                     "logging_level": logging.ERROR,
                 },
-                "client_resources": {"num_cpus": cpus / workers, "num_gpus": torch.cuda.device_count() / workers if on_gpu else 0.0},
+                "client_resources": {"num_cpus": 1, "num_gpus": gpu_share},
             },
         )
     finally:

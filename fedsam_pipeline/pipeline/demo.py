@@ -1,18 +1,20 @@
 """fedsam_demo: the whole way on a made-up cohort, federated training beside training alone, scored on images no training saw."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.dataset.volume import read_image, read_labels
+from fedsam_pipeline.errors import EXIT_DONE
+from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL
 from fedsam_pipeline.pipeline.evaluate import evaluate
 from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
 from fedsam_pipeline.pipeline.predict import predict
-from fedsam_pipeline.pipeline.train import train
+from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import Protocol, TrainRequest, run_setups
 from fedsam_pipeline.report.html import write_report
 from fedsam_pipeline.report.overlay import choose_cases, overlay_png
@@ -21,7 +23,14 @@ DATASET = "Dataset001_Demo"
 
 
 def run_demo(
-    folder: Path, *, rounds: int, local_steps: int, base_model: str = DEFAULT_BASE_MODEL, size: str = "demo", device: str = "auto"
+    folder: Path,
+    *,
+    rounds: int,
+    local_steps: int,
+    base_model: str = DEFAULT_BASE_MODEL,
+    size: str = "demo",
+    device: str = "auto",
+    overwrite: bool = False,
 ) -> Path:
     """Makes the cohort, plans, trains (federated, and each site alone with the same steps), predicts, scores, reports.
 
@@ -31,6 +40,7 @@ def run_demo(
         base_model: a name of the registry.
         size: of the cohort, ``demo`` or ``tiny``.
         device: ``auto``, ``cpu`` or ``cuda``.
+        overwrite: start over where a demo with other settings is there.
 
     Returns:
         The report, an HTML page.
@@ -39,9 +49,9 @@ def run_demo(
     raw = folder / "fedsam_data" / "raw" / DATASET
     preprocessed, results = folder / "fedsam_data" / "preprocessed", folder / "fedsam_data" / "results"
     _say("1/5 a made-up cohort of several sites")
-    dataset = make_demo_dataset(raw, size="tiny" if size == "tiny" else "demo")
+    dataset = make_demo_dataset(raw, size="tiny" if size == "tiny" else "demo", overwrite=overwrite)
     _say("2/5 plan and preprocess")
-    plan_and_preprocess(raw, preprocessed, PlanRequest(base_model))
+    _all_cases(plan_and_preprocess(raw, preprocessed, PlanRequest(base_model)))
     summaries = {}
     run_folders = {}
     protocols: tuple[tuple[Protocol, str], ...] = (
@@ -50,15 +60,24 @@ def run_demo(
     )
     for protocol, words in protocols:
         _say(words)
-        request = TrainRequest(protocol=protocol, rounds=rounds, local_steps=local_steps, val_every=0, device=device, resume=True)
-        for setup in run_setups(preprocessed / DATASET, results, request):
-            train(setup, request)
+        request = TrainRequest(
+            protocol=protocol,
+            rounds=rounds,
+            local_steps=local_steps,
+            val_every=0,
+            device=device,
+            resume=not overwrite,
+            overwrite=overwrite,
+        )
+        setups = run_setups(preprocessed / DATASET, results, request)
+        train_all(setups, request)
+        for setup in setups:
             name = "federated" if protocol == "federated" else setup.sites[0].site
             run_folders[name] = setup.folder
     _say("5/5 predict the test images and score them")
     for name, run_folder in run_folders.items():
         masks = folder / f"masks_{name}"
-        predict(raw / "imagesTs", masks, model=run_folder, device=device)
+        _all_cases(predict(raw / "imagesTs", masks, model=run_folder, device=device))
         summaries[name], _ = evaluate(raw, masks)
     print()
     print(comparison_table(summaries, sorted(dataset.sites)))
@@ -68,7 +87,7 @@ def run_demo(
         overlays=_overlays(raw, folder / "masks_federated", summaries["federated"], list(dataset.labels)),
         output=folder / "report.html",
     )
-    print(f"\nreport: {report}   ({(time.perf_counter() - started) / 60:.1f} minutes on {os.cpu_count()} cores)")
+    print(f"\nreport: {report}   ({(time.perf_counter() - started) / 60:.1f} minutes on {usable_cores()} cores)")
     return report
 
 
@@ -79,16 +98,14 @@ def comparison_table(summaries: Mapping[str, Mapping[str, Any]], sites: Sequence
         summaries: ``federated`` and every site's name, to the summary of that model's masks.
         sites: rows, in order.
     """
-    rows = [(site, _dice(summaries["federated"], site), _dice(summaries[site], site)) for site in sites]
-    rows.append(("mean", sum(row[1] for row in rows) / len(sites), sum(row[2] for row in rows) / len(sites)))
+    names = list(summaries["federated"]["labels"])
+    together = {site: SiteDice.from_dict(summaries["federated"]["sites"][site], names) for site in sites}
+    alone = {site: SiteDice.from_dict(summaries[site]["sites"][site], names) for site in sites}
+    rows = [(site, together[site].dice, alone[site].dice) for site in sites]
+    rows.append(("mean", combine_sites(together).dice, combine_sites(alone).dice))
     lines = ["test images       federated  site alone  difference"]
-    lines += [f"{name:<16}  {federated:9.4f}  {alone:10.4f}  {federated - alone:+10.4f}" for name, federated, alone in rows]
+    lines += [f"{name:<16}  {shared:9.4f}  {own:10.4f}  {shared - own:+10.4f}" for name, shared, own in rows]
     return "\n".join([*lines, str(summaries["federated"]["rule"])])
-
-
-def _dice(summary: Mapping[str, Any], site: str) -> float:
-    value = summary["sites"][site]["dice"]
-    return float("nan") if value is None else float(value)
 
 
 def _overlays(raw: Path, masks: Path, summary: Mapping[str, Any], labels: Sequence[str]) -> list[tuple[str, bytes]]:
@@ -111,3 +128,8 @@ def _overlays(raw: Path, masks: Path, summary: Mapping[str, Any], labels: Sequen
 
 def _say(text: str) -> None:
     print(f"\n== {text}", flush=True)
+
+
+def _all_cases(exit_code: int) -> None:
+    if exit_code != EXIT_DONE:
+        raise RuntimeError("a stage of the demo left cases out; its messages are above")

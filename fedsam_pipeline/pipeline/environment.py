@@ -1,12 +1,12 @@
 """What a result was computed with: versions and hardware, for ``run.json``."""
 
-import os
 import platform
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 
 PACKAGES = ("fedsam-pipeline", "torch", "flwr", "segment-anything", "SimpleITK", "batchgenerators", "numpy", "scipy", "blosc2")
@@ -25,7 +25,7 @@ def hardware(device: str) -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": str(capabilities.get("cpu_name", platform.processor())),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "device": torch.cuda.get_device_name(0) if chosen.type == "cuda" else "cpu",
         "bfloat16": autocast_dtype(chosen) is not None,
     }

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.raw import RawDataset, load_raw_dataset
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
@@ -26,10 +25,9 @@ from fedsam_pipeline.preprocessing.store import store_folder
 from fedsam_pipeline.preprocessing.store_case import store_case
 from fedsam_pipeline.preprocessing.workers import CaseOutcome, CaseWorkers
 from fedsam_pipeline.specs.fingerprint import Fingerprint
-from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.plans import Plans, check_plans_name
 
 COMMAND = "fedsam_plan_and_preprocess"
-RESERVED_NAMES = ("dataset", "fingerprint", "integrity", "splits_final")
 CHECKS = ("files readable", "3D scalar images", "finite voxels", "channels on one grid", "mask on the image's grid", "known label values")
 
 MAX_PROCESSES = 4
@@ -75,7 +73,7 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
         FedsamError: the dataset, a flag or an output folder is not usable; nothing is half-written.
     """
     spec = base_model_spec(request.base_model)
-    _check_plans_name(request.plans_name)
+    check_plans_name(request.plans_name)
     dataset = load_raw_dataset(raw)
     folder = preprocessed_root / dataset.name
     num_processes = request.num_processes or default_processes(dataset)
@@ -109,6 +107,9 @@ def _kept_or_made(folder: Path, made: Plans) -> Plans:
         if same_origin and kept.sha256() != made.sha256():
             print(f"{path} differs from what would be planned now: kept as it is (delete it to plan anew)")
             return kept
+        if not same_origin:
+            kept.save(folder / f"{made.plans_name}.before.json")
+            print(f"{path} was made for other data or another base model: it is kept as {made.plans_name}.before.json")
     made.save(path)
     return made
 
@@ -116,17 +117,7 @@ def _kept_or_made(folder: Path, made: Plans) -> Plans:
 def default_processes(dataset: RawDataset) -> int:
     """Worker processes: one a core, at most ``MAX_PROCESSES``, and none that would spend its time starting."""
     num_bytes = sum(path.stat().st_size for case in dataset.cases for path in dataset.image_paths(case))
-    return max(1, min(MAX_PROCESSES, os.cpu_count() or 1, num_bytes // BYTES_PER_PROCESS))
-
-
-def _check_plans_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_\-]+", name) or name in RESERVED_NAMES:
-        raise FedsamError(
-            "this cannot be the name of a plan",
-            found=name,
-            expected=f"letters, digits, _ and -, and none of {', '.join(RESERVED_NAMES)}",
-            fix="choose another name for -p",
-        )
+    return max(1, min(MAX_PROCESSES, usable_cores(), num_bytes // BYTES_PER_PROCESS))
 
 
 def _write_fingerprints(dataset: RawDataset, folder: Path, workers: CaseWorkers) -> Fingerprint:

@@ -1,11 +1,13 @@
 """fedsam_train_federated: runs federations, keeps their checkpoints and progress, writes the trained model."""
 
+import fcntl
 import json
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
-from fedsam_pipeline.flower.client_app import class_names
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.logs import log_file
@@ -37,56 +38,90 @@ USERS_CODES = {
 """What a user can do about a site's failure, by its code; any other is internal"""
 
 
-def train(setup: RunSetup, request: TrainRequest) -> dict[str, Any]:
-    """Runs one federation to its end and returns its ``run.json``.
+def train_all(setups: Sequence[RunSetup], request: TrainRequest) -> list[dict[str, Any]]:
+    """Runs federations one after the other and returns the ``run.json`` of each. All are checked before the first begins.
 
     Raises:
-        FedsamError: the folder already holds a run and neither ``--c`` nor ``--overwrite`` says what to do.
+        FedsamError: a folder already holds a run and neither ``--c`` nor ``--overwrite`` says what to do, another process trains there, a
+            recipe does not fit, or a site cannot go on for a reason that the user can mend.
         SiteFailed: a site did not give a usable answer, for a reason that is not the user's.
     """
-    run = TrainingRun(setup, request)
+    runs = [TrainingRun(setup, request) for setup in setups]
+    return [_finished(run, request) for run in runs]
+
+
+def _finished(run: "TrainingRun", request: TrainRequest) -> dict[str, Any]:
     if run.finished and request.resume:
-        log.info("already finished: %s", setup.folder)
+        log.info("already finished: %s", run.folder)
         return run.state
-    with log_file(setup.folder / "logs", "train"):
+    print(f"run {run}", flush=True)
+    make_folder(run.folder)
+    with log_file(run.folder / "logs", "train"), locked_folder(run.folder):
         try:
             return run.execute()
         except SiteFailed as error:
             if error.code not in USERS_CODES:
                 raise
             raise FedsamError(
-                "a site cannot go on", path=setup.folder, found=str(error), expected="every site to answer", fix=USERS_CODES[error.code]
+                "a site cannot go on", path=run.folder, found=str(error), expected="every site to answer", fix=USERS_CODES[error.code]
             ) from error
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keeps a second process from training in the same folder; the lock ends with this process, however it ends.
+
+    Raises:
+        FedsamError: another process holds it.
+    """
+    with open(folder / ".lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FedsamError(
+                "another process trains in this folder", path=folder, found=str(error), fix="wait for it, or stop it, then --c"
+            ) from error
+        yield
 
 
 class TrainingRun:
     """One run on disk: ``run.json``, ``progress.jsonl``, ``communication.json``, checkpoints, the trained model."""
 
     def __init__(self, setup: RunSetup, request: TrainRequest) -> None:
-        self._setup, self._folder = setup, setup.folder
+        self._setup, self._folder, self._request = setup, setup.folder, request
         self._checkpoints = CheckpointSeries(setup.folder / "checkpoints", "round_")
-        self._names = tuple(class_names(setup.model.plans.labels))
-        self.state = self._opened(request)
+        self._names = setup.model.plans.foreground_names
+        earlier = self._earlier()
+        self._continues = earlier is not None
+        self.state = earlier or self._new_state()
+
+    def __str__(self) -> str:
+        schedule = self._setup.schedule
+        return f"{self._folder}: {len(self._setup.sites)} site(s), {schedule.rounds} rounds of {schedule.local_steps} steps"
+
+    @property
+    def folder(self) -> Path:
+        """The ``fold_K`` folder."""
+        return self._folder
 
     @property
     def finished(self) -> bool:
         """Whether the trained model is complete."""
         return bool(self.state["status"] == "done") and (self._folder / BUNDLE_FILE).is_file()
 
-    def _opened(self, request: TrainRequest) -> dict[str, Any]:
+    def _earlier(self) -> dict[str, Any] | None:
+        """The state of an earlier run that this one continues; ``None`` where it starts afresh."""
         path = self._folder / "run.json"
-        if path.exists() and not request.overwrite:
-            if not request.resume:
-                raise FedsamError(
-                    "this run exists already",
-                    path=self._folder,
-                    found=f"status {read_json(path).get('status')}",
-                    fix="--c to continue it, --overwrite to start over, or another --seed",
-                )
+        if not path.exists() or self._request.overwrite:
+            return None
+        if self._request.resume:
             return self._compatible(path)
-        make_folder(self._folder)
-        self._clear()
-        return self._new_state(request)
+        raise FedsamError(
+            "this run exists already",
+            path=self._folder,
+            found=f"status {read_json(path).get('status')}",
+            fix="--c to continue it, --overwrite to start over, or another --seed",
+        )
 
     def _compatible(self, path: Path) -> dict[str, Any]:
         """An earlier state, if it is of the same run: everything that decides the numbers must agree."""
@@ -130,8 +165,8 @@ class TrainingRun:
             **asdict(setup.schedule),
         }
 
-    def _new_state(self, request: TrainRequest) -> dict[str, Any]:
-        setup = self._setup
+    def _new_state(self) -> dict[str, Any]:
+        setup, request = self._setup, self._request
         return {
             "schema_version": 1,
             "status": "running",
@@ -155,7 +190,10 @@ class TrainingRun:
         setup = self._setup
         started = time.perf_counter()
         earlier = float(self.state["seconds"])
-        write_documents(self._folder, setup.model.plans, setup.model.recipe, self._build_manifest())
+        manifest = self._build_manifest()  # before anything is cleared: a recipe that does not fit must cost nothing
+        if not self._continues:
+            self._clear()
+        write_documents(self._folder, setup.model.plans, setup.model.recipe, manifest)
         write_json(self._folder / "dataset.json", dict(setup.dataset))
         self._save_state(status="running")
         try:
@@ -173,6 +211,13 @@ class TrainingRun:
         travelling = {entry.name for entry in adapted.manifest.federated}
         self._initial = adapted.trained_tensors()
         self._travelling = {name: tensor for name, tensor in self._initial.items() if name in travelling}
+        if len(travelling) < len(adapted.manifest.tensors):
+            raise FedsamError(
+                "a recipe with tensors that stay at their site cannot be trained by this command yet",
+                found=f"{len(adapted.manifest.tensors) - len(travelling)} tensors of {setup.model.recipe.name} do not travel",
+                expected='federated = ["*"]: the trained model holds one adapter for all sites',
+                fix="mend parameters.federated in the recipe",
+            )
         self._manifest = adapted.manifest
         return adapted.manifest
 

@@ -1,11 +1,11 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
@@ -119,7 +119,7 @@ def _run_setup(
     dataset: Mapping[str, Any],
 ) -> RunSetup:
     fold = folder / f"{name}__{model.recipe.aggregation.strategy}__seed{request.seed}" / f"fold_{request.fold}"
-    workers = request.workers or min(len(members), os.cpu_count() or 1)
+    workers = request.workers or min(len(members), usable_cores())
     sites = tuple(
         SiteSetup(
             site=site,
@@ -130,7 +130,7 @@ def _run_setup(
             model=model,
             state_folder=(fold / "sites" / site).absolute(),
             device=choose_device(request.device).type,
-            num_threads=max(1, (os.cpu_count() or 1) // workers),
+            num_threads=max(1, usable_cores() // workers),
         )
         for site, cases in members.items()
     )

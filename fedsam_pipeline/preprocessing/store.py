@@ -5,6 +5,7 @@ compressed in chunks of a few whole slices, because training and inference read 
 does not count as done.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from fedsam_pipeline.specs.plans import Plans
 
 CHUNK_BYTES = 1 << 18
 """aim for chunks of about this many bytes: small enough that a slab touches few of them, large enough to compress"""
+
+log = logging.getLogger(__name__)
 
 REMAKE = "run fedsam_plan_and_preprocess again; it redoes what is missing"
 
@@ -149,9 +152,15 @@ class CaseStore:
         """Whether the case is finished and was made of these raw files by this plan."""
         if not (self.folder / f"{case}.json").is_file():
             return False
-        record = self.open(case).record
-        files_there = all((self.folder / f"{case}{suffix}.b2nd").is_file() for suffix in ("", "_seg"))
-        return files_there and (record.preprocessing_sha256, record.inputs_sha256) == (preprocessing_sha256, inputs_sha256)
+        try:
+            stored = self.open(case)
+            last = (stored.image[..., -1:, :, :], stored.labels[-1:])  # decompresses: a file that was cut short fails here
+        except (FedsamError, RuntimeError, OSError, ValueError) as error:
+            log.warning("case %s is damaged in the store and made again: %s", case, error)
+            return False
+        del last
+        record = stored.record
+        return (record.preprocessing_sha256, record.inputs_sha256) == (preprocessing_sha256, inputs_sha256)
 
     def open(self, case: str) -> StoredCase:
         """One finished case.

@@ -1,9 +1,11 @@
 """Plans: how to see the data. Agreed between all sites by hash; every value carries its reason."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.document import Document
 
@@ -71,6 +73,9 @@ class TrainingPlan(Document):
     """axes (slice, height, width) along which training mirrors slabs"""
 
 
+RESERVED_NAMES = ("dataset", "fingerprint", "integrity", "splits_final")
+"""of other JSON files in a preprocessed folder"""
+
 PREPROCESSING_KEYS = ("target_spacing", "slice_axis", "channels", "resampling")
 """The keys that decide the bytes of the preprocessed store; the others never invalidate it."""
 PREPROCESSING_VERSION = 1
@@ -129,6 +134,11 @@ class Plans(Document):
         return len(self.labels)
 
     @property
+    def foreground_names(self) -> tuple[str, ...]:
+        """Names of the classes 1, 2, ... in this order."""
+        return tuple(sorted((name for name, value in self.labels.items() if value), key=self.labels.__getitem__))
+
+    @property
     def max_offset(self) -> int:
         """Slices a slab needs beyond its own ends for neighbours-in-channels."""
         return max(abs(term.offset) for terms in self.encoder_inputs for term in terms)
@@ -137,3 +147,14 @@ class Plans(Document):
         """Signature of the preprocessed store: the preprocessing keys only."""
         whole = self.model_dump(mode="json")
         return sha256_of({key: whole[key] for key in PREPROCESSING_KEYS} | {"code": PREPROCESSING_VERSION})
+
+
+def check_plans_name(name: str) -> None:
+    """Plans are files beside others: refuses names that are no file name, or another file's."""
+    if not re.fullmatch(r"[A-Za-z0-9_\-]+", name) or name in RESERVED_NAMES:
+        raise FedsamError(
+            "this cannot be the name of a plan",
+            found=name,
+            expected=f"letters, digits, _ and -, and none of {', '.join(RESERVED_NAMES)}",
+            fix="choose another name for -p",
+        )
