@@ -57,7 +57,8 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Even
             num_supernodes=len(ordered),
             backend_config={
                 "init_args": {
-                    "num_cpus": workers,
+                    "address": "local",  # never a Ray cluster that happens to run here
+                "num_cpus": workers,
                     "object_store_memory": OBJECT_STORE_BYTES,
                     "include_dashboard": False,
                     "log_to_driver": False,
