@@ -58,7 +58,7 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Even
             backend_config={
                 "init_args": {
                     "address": "local",  # never a Ray cluster that happens to run here
-                "num_cpus": workers,
+                    "num_cpus": workers,
                     "object_store_memory": OBJECT_STORE_BYTES,
                     "include_dashboard": False,
                     "log_to_driver": False,

@@ -1,7 +1,6 @@
 """fedsam_plan_and_preprocess on real files: everything it writes, what a rerun keeps, every error."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,5 +215,5 @@ def test_several_datasets_and_no_choice(root: Path, capsys: pytest.CaptureFixtur
 def test_few_small_images_need_no_workers(dataset: RawDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.default_processes(dataset) == 1
     monkeypatch.setattr(module, "BYTES_PER_PROCESS", 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(module, "usable_cores", lambda: 64)
     assert module.default_processes(dataset) == module.MAX_PROCESSES

@@ -132,7 +132,8 @@ def test_slice_mixing(channels: int, spacing: Any, extent: float | None, expecte
     ],
 )
 def test_slab_depth(spacing: float, extent: float | None, batch: int, expected: int, rules: Thresholds) -> None:
-    depth = geometry.slab_depth(spacing, extent, batch, rules.slab).value
+    four_slabs = rules.slab.model_copy(update={"min_slabs_per_step": 4})
+    depth = geometry.slab_depth(spacing, extent, batch, four_slabs).value
     assert depth == expected
     assert batch % depth == 0
 
@@ -206,9 +207,10 @@ def test_steps_stay_within_their_limits(slices: float, rules: Thresholds) -> Non
 
 
 def test_rounds_follow_the_average_site(rules: Thresholds) -> None:
-    one = training.rounds(4000.0, 1, 16, rules.training).value
-    two = training.rounds(8000.0, 2, 16, rules.training).value
-    assert one == two == 60
+    six_passes = rules.training.model_copy(update={"passes": 6.0, "local_steps": 25})
+    one = training.rounds(4000.0, 1, 16, six_passes).value
+    two = training.rounds(8000.0, 2, 16, six_passes).value
+    assert one == two == 60  # 6 * 4000 / 16 = 1500 steps
 
 
 def test_learning_rate_scales_with_the_root_of_the_batch(rules: Thresholds) -> None:
