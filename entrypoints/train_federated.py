@@ -39,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=positive_int, help="sites that compute at the same time in simulation (default: as many as cores)"
     )
-    parser.add_argument("--random_init", action="store_true", help="control experiment: random base weights instead of pre-trained ones")
+    parser.add_argument(
+        "--random_encoder", action="store_true", help="control experiment: draw the image encoder at random, keep the pre-trained decoder"
+    )
     parser.add_argument("--c", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -67,7 +69,7 @@ def _body(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=arguments.device,
         workers=arguments.workers,
-        random_init=arguments.random_init,
+        random_encoder=arguments.random_encoder,
         resume=arguments.c,
         overwrite=arguments.overwrite,
     )

@@ -1,7 +1,8 @@
 """The demo cohort: hospitals that share an anatomy and differ in everything else.
 
-The sites differ in contrast (one shows organ and nodule dark), noise, brightness drift, field of view, voxel size, orientation of the
-stored axes, stored number type and scale, and number of cases. The last site has very few: alone it cannot learn the variety of shapes.
+The sites differ in contrast (two show vessels bright and ducts dark, two the other way round), noise, brightness drift, field of view,
+voxel size, orientation of the stored axes, stored number type and scale, and number of cases. The last site has very few, and noisy ones:
+alone it cannot learn the variety of shapes.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from fedsam_pipeline.paths import dataset_id
 
 sitk: Any = SimpleITK  # it ships without types
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """raised whenever the same seed gives other voxels"""
 FILE_ENDING = ".nii.gz"
 
@@ -62,19 +63,19 @@ class DemoSite:
 
 BRIGHT = Scanner(tissue=0.40, rim=0.72, organ=0.62, nodule=0.86, vessel=0.95, duct=0.15, gamma=1.0, noise=0.040, bias=0.10, blur_mm=0.5)
 FADED = Scanner(tissue=0.45, rim=0.80, organ=0.62, nodule=0.80, vessel=0.85, duct=0.30, gamma=1.8, noise=0.035, bias=0.30, blur_mm=0.8)
-DARK = Scanner(tissue=0.70, rim=0.45, organ=0.46, nodule=0.24, vessel=0.15, duct=0.95, gamma=1.0, noise=0.045, bias=0.15, blur_mm=0.6)
-NOISY = Scanner(tissue=0.68, rim=0.46, organ=0.46, nodule=0.26, vessel=0.16, duct=0.92, gamma=0.9, noise=0.060, bias=0.25, blur_mm=0.7)
+SWAPPED = Scanner(tissue=0.50, rim=0.45, organ=0.68, nodule=0.90, vessel=0.15, duct=0.95, gamma=1.0, noise=0.045, bias=0.15, blur_mm=0.6)
+NOISY = Scanner(tissue=0.48, rim=0.55, organ=0.66, nodule=0.88, vessel=0.20, duct=0.92, gamma=1.1, noise=0.060, bias=0.20, blur_mm=0.7)
 
 DEMO_SITES = (
     DemoSite("site_a", 10, 4, (20, 52, 52), (3.0, 1.0, 1.0), "LPS", 0.0, np.uint8, 200.0, 0.0, BRIGHT),
     DemoSite("site_b", 8, 4, (24, 48, 48), (2.5, 1.1, 1.1), "RAS", 0.0, np.float32, 1.0, 0.0, FADED),
-    DemoSite("site_c", 6, 4, (18, 54, 54), (3.5, 0.9, 0.9), "LSA", 0.0, np.int16, 2400.0, 0.0, DARK),
+    DemoSite("site_c", 6, 4, (18, 54, 54), (3.5, 0.9, 0.9), "LSA", 0.0, np.int16, 2400.0, 0.0, SWAPPED),
     DemoSite("site_d", 3, 5, (20, 46, 50), (3.0, 1.0, 1.0), "LPI", 9.0, np.uint16, 30000.0, 0.0, NOISY),
 )
 TINY_SITES = (
     DemoSite("site_a", 3, 1, (8, 28, 28), (6.0, 1.9, 1.9), "LPS", 0.0, np.uint8, 200.0, 0.0, BRIGHT),
     DemoSite("site_b", 2, 1, (7, 26, 30), (6.5, 1.8, 1.8), "RAS", 0.0, np.float32, 1.0, 0.0, FADED),
-    DemoSite("site_c", 2, 1, (7, 26, 26), (6.0, 2.0, 2.0), "LSA", 9.0, np.int16, 2400.0, 0.0, DARK),
+    DemoSite("site_c", 2, 1, (7, 26, 26), (6.0, 2.0, 2.0), "LSA", 9.0, np.int16, 2400.0, 0.0, SWAPPED),
 )
 
 

@@ -49,7 +49,9 @@ class AdaptedModel:
             own[name].copy_(tensor)
 
 
-def build_base(spec: BaseModelSpec, *, num_classes: int, image_size: int, weights: Path | None) -> PromptFreeSam:
+def build_base(
+    spec: BaseModelSpec, *, num_classes: int, image_size: int, weights: Path | None, random_encoder: bool = False
+) -> PromptFreeSam:
     """The base model, frozen and in evaluation mode, BatchNorm folded.
 
     Args:
@@ -57,12 +59,16 @@ def build_base(spec: BaseModelSpec, *, num_classes: int, image_size: int, weight
         num_classes: background included.
         image_size: pixels.
         weights: checkpoint file; ``None`` seeds everything at random.
+        random_encoder: leave the image encoder as seeded; the rest is loaded.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         model = PromptFreeSam(spec, num_classes, image_size)
     if weights is not None:
-        load_base(model, read_checkpoint(spec, weights))
+        state = read_checkpoint(spec, weights)
+        if random_encoder:
+            state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("image_encoder.")}
+        load_base(model, state)
     if isinstance(model.image_encoder, TinyViT):
         model.image_encoder.fold_batch_norm()
     return model.eval().requires_grad_(False)
@@ -75,7 +81,16 @@ def resolved_rank(recipe: Recipe, planned_rank: int) -> int:
     return planned_rank if recipe.lora.rank == "auto" else recipe.lora.rank
 
 
-def build_adapted(base_model: str, recipe: Recipe, *, rank: int, num_classes: int, image_size: int, weights: Path | None) -> AdaptedModel:
+def build_adapted(
+    base_model: str,
+    recipe: Recipe,
+    *,
+    rank: int,
+    num_classes: int,
+    image_size: int,
+    weights: Path | None,
+    random_encoder: bool = False,
+) -> AdaptedModel:
     """The base model with the recipe's adapter. At round 0 it computes what the base model computes.
 
     Raises:
@@ -88,7 +103,7 @@ def build_adapted(base_model: str, recipe: Recipe, *, rank: int, num_classes: in
             found=spec.encoder,
             expected=f"one of {', '.join(recipe.encoders)}",
         )
-    model = build_base(spec, num_classes=num_classes, image_size=image_size, weights=weights)
+    model = build_base(spec, num_classes=num_classes, image_size=image_size, weights=weights, random_encoder=random_encoder)
     if recipe.lora is not None:
         inject_lora(model, recipe.lora, rank, HEAD_SEED)
     manifest = resolve_manifest(model, recipe)
@@ -103,11 +118,13 @@ class ModelSetup:
     Attributes:
         plans, recipe: agreed to by hash.
         weights: base checkpoint file; ``None`` seeds the base at random.
+        random_encoder: draw the image encoder at random, for control experiments.
     """
 
     plans: Plans
     recipe: Recipe
     weights: Path | None
+    random_encoder: bool = False
 
     @property
     def weights_sha256(self) -> str:
@@ -120,8 +137,13 @@ class ModelSetup:
         return resolved_rank(self.recipe, self.plans.training.lora_rank)
 
     def agreement(self) -> dict[str, str]:
-        """The hashes that both sides of the wire compare."""
-        return {"plan_sha256": self.plans.sha256(), "recipe_sha256": self.recipe.sha256(), "weights_sha256": self.weights_sha256}
+        """What both sides of the wire compare."""
+        return {
+            "plan_sha256": self.plans.sha256(),
+            "recipe_sha256": self.recipe.sha256(),
+            "weights_sha256": self.weights_sha256,
+            "encoder": "random" if self.random_encoder else "pretrained",
+        }
 
     def build(self) -> AdaptedModel:
         """The model; see ``build_adapted``."""
@@ -133,4 +155,5 @@ class ModelSetup:
             num_classes=plans.num_classes,
             image_size=plans.image_size,
             weights=self.weights,
+            random_encoder=self.random_encoder,
         )

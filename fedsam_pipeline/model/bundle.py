@@ -38,6 +38,8 @@ class BundleInfo(Document):
     base_model: str
     base_weights_sha256: str
     """or the word ``random``"""
+    random_encoder: bool = False
+    """a control experiment: the image encoder was drawn at random, not loaded"""
     lora_rank: int
     rounds_done: PositiveInt
     adapter_sha256: str
@@ -127,5 +129,11 @@ def _build(info: BundleInfo, plans: Plans, recipe: Recipe) -> AdaptedModel:
         )
     weights = None if seeded else find_weights(spec)
     return build_adapted(
-        info.base_model, recipe, rank=info.lora_rank, num_classes=plans.num_classes, image_size=plans.image_size, weights=weights
+        info.base_model,
+        recipe,
+        rank=info.lora_rank,
+        num_classes=plans.num_classes,
+        image_size=plans.image_size,
+        weights=weights,
+        random_encoder=info.random_encoder,
     )

@@ -277,6 +277,7 @@ class TrainingRun:
         info = BundleInfo(
             base_model=self._setup.model.plans.base_model,
             base_weights_sha256=self._setup.model.weights_sha256,
+            random_encoder=self._setup.model.random_encoder,
             lora_rank=self._setup.model.lora_rank,
             rounds_done=self._setup.schedule.rounds,
             adapter_sha256="0" * 64,

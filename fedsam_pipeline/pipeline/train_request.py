@@ -41,7 +41,7 @@ class TrainRequest:
     seed: int = 0
     device: str = "auto"
     workers: int | None = None
-    random_init: bool = False
+    random_encoder: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -84,7 +84,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     plan_again += f" -m {plans.base_model}"
     recipe = load_recipe(request.recipe)
     spec = base_model_spec(plans.base_model)
-    weights = None if request.random_init else find_weights(spec)
+    weights = find_weights(spec)
     dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
     sites: dict[str, list[str]] = {site: sorted(cases) for site, cases in sorted(dataset["sites"].items())}
     folds = _fold(preprocessed, request.fold, sites, dataset.get("patients", {}))
@@ -98,8 +98,8 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
         groups = [("centralized", {POOLED_SITE: sorted(owner)})]
     else:
         groups = [(f"local-{site}", {site: cases}) for site, cases in sites.items()]
-    adaptation = f"{recipe.name}{'-random' if request.random_init else ''}__{request.plans_name}__{CONFIGURATION}"
-    model = ModelSetup(plans, recipe, weights)
+    adaptation = f"{recipe.name}{'-random_encoder' if request.random_encoder else ''}__{request.plans_name}__{CONFIGURATION}"
+    model = ModelSetup(plans, recipe, weights, request.random_encoder)
     return [
         _run_setup(results / preprocessed.name / adaptation, name, members, folds, store, owner, model, schedule, request, dataset)
         for name, members in groups

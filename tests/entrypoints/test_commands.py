@@ -22,7 +22,7 @@ FLAGS = {
     "fedsam_plan_and_preprocess": ("-d", "-m", "-p", "-np", "--verify_dataset_integrity", "--no_pp"),
     "fedsam_train_federated": (
         *("-d", "-r", "-p", "-f", "-m", "--protocol", "--rounds", "--local_steps", "--lr", "--val_every", "--seed", "-device"),
-        *("--workers", "--random_init", "--c", "--overwrite"),
+        *("--workers", "--random_encoder", "--c", "--overwrite"),
     ),
     "fedsam_predict": ("-i", "-o", "-d", "-m", "-f", "-device", "--disable_tta"),
     "fedsam_evaluate": ("GT", "PRED", "--dataset_json", "-o", "--chill"),

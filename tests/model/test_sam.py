@@ -137,6 +137,18 @@ def test_real_weights_at_round_0_give_sams_masks(weights: Path) -> None:
 
 
 @pytest.mark.weights
+def test_a_random_encoder_keeps_the_pretrained_decoder(weights: Path) -> None:
+    spec = base_model_spec("lite_medsam")
+    pretrained, control = (
+        build_base(spec, num_classes=3, image_size=56, weights=weights, random_encoder=choice).state_dict() for choice in (False, True)
+    )
+    seeded = build_base(spec, num_classes=3, image_size=56, weights=None).state_dict()
+    for name, tensor in control.items():
+        expected = seeded if name.startswith("image_encoder.") else pretrained
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.weights
 def test_real_weights_a_box_around_a_bright_structure_beats_filling_the_box(weights: Path) -> None:
     spec = base_model_spec("lite_medsam")
     model = build_base(spec, num_classes=4, image_size=224, weights=weights)
