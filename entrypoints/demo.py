@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", type=Path, default=Path("demo"), metavar="FOLDER", help="everything is written below it")
     parser.add_argument("-m", default=DEFAULT_BASE_MODEL, metavar="BASE_MODEL", help=f"base model: {', '.join(sorted(BASE_MODELS))}")
-    parser.add_argument("--rounds", type=positive_int, default=10, help="rounds of aggregation")
+    parser.add_argument("--rounds", type=positive_int, default=12, help="rounds of aggregation")
     parser.add_argument("--local_steps", type=positive_int, default=10, help="optimizer steps a site takes in a round")
     parser.add_argument("--size", choices=("demo", "tiny"), default="demo", help="of the cohort; tiny is for trying out the command")
     parser.add_argument("--overwrite", action="store_true", help="start over where a demo with other settings is there")
