@@ -17,6 +17,7 @@ from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.paths import dataset_id
+from fedsam_pipeline.pipeline.cost_table import cost_table
 from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_case
 from fedsam_pipeline.planning.merge import merge_fingerprints, pool_fingerprints
 from fedsam_pipeline.planning.rules import make_plan
@@ -88,7 +89,7 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
             write_json(splits_file, make_splits(dataset.sites, dataset.patients))
         table = plan_table(plans, shutil.get_terminal_size((140, 24)).columns)
         log.debug("%s", table)
-        print(table)
+        print(f"{table}\n\n{cost_table(fingerprint, plans)}")
         print(f"\nwritten: {folder / request.plans_name}.json (fingerprints, splits and integrity.json beside it)")
         if not request.preprocess:
             print(f"next: {COMMAND} without --no_pp, to preprocess the cases")
