@@ -34,8 +34,8 @@ lint: $(STAMP)
 typecheck: $(STAMP)
 	rm -rf build/typecheck && mkdir -p build/typecheck/fedsam_pipeline
 	ln -s $(CURDIR)/fedsam_pipeline/* $(CURDIR)/plans $(CURDIR)/entrypoints build/typecheck/fedsam_pipeline/
-	ln -s $(CURDIR)/tests build/typecheck/tests
-	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fedsam_pipeline -p tests
+	ln -s $(CURDIR)/tests $(CURDIR)/benchmarks build/typecheck/
+	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fedsam_pipeline -p tests -p benchmarks
 
 test: lint typecheck weights
 	$(BIN)/python -m pytest

@@ -1,0 +1,40 @@
+"""What the benchmark scripts compute apart from running the reference: the comparison, the cohort, the clock."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.ct_cohort import write_cohort
+from benchmarks.nnunet import timed
+from benchmarks.nnunet_fingerprint import compare
+from fedsam_pipeline.dataset.integrity import verify_case
+from fedsam_pipeline.dataset.raw import load_raw_dataset
+
+
+def test_the_comparison_takes_one_percent_and_no_more() -> None:
+    ours = {"spacing": [1.0, 1.0], "mean": 100.0}
+    assert compare(ours, {"spacing": [1.0, 1.0], "mean": 100.9})[1]
+    assert not compare(ours, {"spacing": [1.0, 1.0], "mean": 101.1})[1]
+    lines, agree = compare(ours, {"spacing": [1.0, 2.0], "mean": 100.0})
+    assert not agree and "DIFFERS" in lines[1]
+
+
+def test_the_ct_cohort_is_sound_and_looks_like_ct(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset002_ProceduralCT"
+    write_cohort(folder, cases=2, side=64, slices=20)
+    dataset = load_raw_dataset(folder)
+    assert dataset.channel_names == ("CT",)
+    assert [len(cases) for cases in dataset.sites.values()] == [1, 1]
+    for case in dataset.cases:
+        image, labels = verify_case(dataset, case)
+        assert image.array.min() < -900 and 0 < np.median(image.array[0][labels.array == 1]) < 200
+        assert image.geometry.spacing[0] > 3 * image.geometry.spacing[1]
+
+
+def test_a_timed_command_reports_its_memory_and_its_failure() -> None:
+    run = timed([sys.executable, "-c", "print('seen'); x = bytearray(50 << 20)"], {})
+    assert run.output.strip() == "seen" and run.seconds > 0 and run.peak_bytes > 50 << 20
+    with pytest.raises(RuntimeError, match=r"exit code 3[\s\S]*said why"):
+        timed([sys.executable, "-c", "import sys; print('said why'); sys.exit(3)"], {})
