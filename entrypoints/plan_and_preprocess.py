@@ -3,10 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from fedsam_pipeline.entrypoints.command import command_parser, positive_int, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_int, run_command
 from fedsam_pipeline.model.registry import BASE_MODELS, DEFAULT_BASE_MODEL
 from fedsam_pipeline.paths import choose_dataset, data_folders
-from fedsam_pipeline.pipeline.plan_and_preprocess import MAX_PROCESSES, PlanRequest, plan_and_preprocess
+from fedsam_pipeline.pipeline.integrity import fix_into_copy
+from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
+from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
+from fedsam_pipeline.preprocessing.budget import MAX_PROCESSES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,12 +24,24 @@ def build_parser() -> argparse.ArgumentParser:
         "-np",
         type=positive_int,
         metavar="PROCESSES",
-        help=f"worker processes, each with one case in memory (default: one a core, at most {MAX_PROCESSES}, fewer for small datasets)",
+        help=f"processes, one case each (default: one a core, at most {MAX_PROCESSES}, fewer where memory is short or data are few)",
     )
     parser.add_argument(
-        "--verify_dataset_integrity", action="store_true", help="accepted for nnU-Net's users: every case is always verified"
+        "--verify_dataset_integrity",
+        action="store_true",
+        help="make all integrity checks first, imagesTs and duplicates included; without it those that measuring makes anyway",
     )
+    parser.add_argument("--fix", action="store_true", help="write a copy of the raw dataset with all safe fixes, verify that, and end")
+    parser.add_argument("-o", type=not_negative_int, metavar="N", help="number of the copy that --fix writes (default: the next free one)")
     parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
+    parser.add_argument(
+        "--privacy_floor",
+        type=positive_int,
+        metavar="N",
+        help=f"every number that leaves a site stands for at least N patients; a site with fewer releases none and uses the others' plan "
+        f"(default: {DEFAULT_FLOOR}, but none where there is one site: nothing leaves it). 1 for data that are all your own",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="write and print exactly what would leave each site, then stop")
     return parser
 
 
@@ -38,7 +53,17 @@ def _body(arguments: argparse.Namespace) -> int:
         folders.raw, arguments.d, stage="raw", fix="make the demo dataset with fedsam_make_demo_dataset, or convert yours: docs/formats.md"
     )
     print(f"dataset {raw.name}")
-    request = PlanRequest(arguments.m, arguments.p, arguments.np, preprocess=not arguments.no_pp)
+    if arguments.fix:
+        return fix_into_copy(raw, folders.preprocessed, number=arguments.o, num_processes=arguments.np)
+    request = PlanRequest(
+        arguments.m,
+        arguments.p,
+        arguments.np,
+        preprocess=not arguments.no_pp,
+        privacy_floor=arguments.privacy_floor,
+        dry_run=arguments.dry_run,
+        verify=arguments.verify_dataset_integrity,
+    )
     return plan_and_preprocess(raw, folders.preprocessed, request)
 
 

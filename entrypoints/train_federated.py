@@ -40,6 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers", type=positive_int, help="sites that compute at the same time in simulation (default: as many as cores)"
     )
     parser.add_argument(
+        "-gpu_memory_target",
+        type=positive_float,
+        metavar="GIB",
+        help="memory for the images of a step, on the GPU or, without one, of the host (default: most of what is free); a site whose step "
+        "needs more takes it in parts, with the same result",
+    )
+    parser.add_argument(
         "--random_encoder", action="store_true", help="control experiment: draw the image encoder at random, keep the pre-trained decoder"
     )
     parser.add_argument("--c", action="store_true", help="continue an interrupted run from its last checkpoint")
@@ -69,6 +76,7 @@ def _body(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=arguments.device,
         workers=arguments.workers,
+        gpu_memory_target=arguments.gpu_memory_target,
         random_encoder=arguments.random_encoder,
         resume=arguments.c,
         overwrite=arguments.overwrite,

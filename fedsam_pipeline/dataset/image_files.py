@@ -6,6 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from fedsam_pipeline.dataset import nifti_header
+from fedsam_pipeline.dataset.findings import Check
 from fedsam_pipeline.dataset.geometry import Geometry, numbers_text
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import atomic_path
@@ -32,6 +34,43 @@ def split_file_ending(name: str) -> tuple[str, str] | None:
     return None
 
 
+@dataclass(frozen=True)
+class Fault:
+    """One reason to refuse a file, and the check that it fails."""
+
+    check: Check
+    error: FedsamError
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One file with every fault that could be seen.
+
+    Args:
+        faults: in the order in which ``read_file`` would raise them.
+        image: the scalar 3D ``SimpleITK.Image``, or ``None`` where it cannot be had; voxels that are not finite may read as 0.
+        straight: whether the image's geometry can be trusted; ``False`` for axes that are not at right angles.
+        spare_axis: whether the file has a fourth axis, of length 1, that ``image`` lacks.
+    """
+
+    faults: tuple[Fault, ...]
+    image: Any | None
+    straight: bool
+    spare_axis: bool
+
+
+def inspect_file(path: Path) -> Inspection:
+    """Reads one image and collects its faults instead of raising the first."""
+    image, faults = _open(path, max_channels=1)
+    if image is None:
+        return Inspection(tuple(faults), None, False, False)
+    spare_axis = image.GetDimension() == 4 or _has_spare_axis(path)
+    image = _without_fourth_axis(image, 0)
+    if not any(fault.check is Check.STRAIGHT for fault in faults):
+        faults += _skew_of(image, path)
+    return Inspection(tuple(faults), image, not any(fault.check is Check.STRAIGHT for fault in faults), spare_axis)
+
+
 def read_file(path: Path) -> Any:
     """One scalar, straight 3D image, as a ``SimpleITK.Image``.
 
@@ -39,55 +78,82 @@ def read_file(path: Path) -> Any:
         FedsamError: missing, empty, unreadable, unknown ending, not 3D (a fourth axis of size 1 is dropped), more than one number a pixel,
             or skewed axes.
     """
-    return _channel(_open(path, max_channels=1), 0, path)
+    inspection = inspect_file(path)
+    for fault in inspection.faults:
+        raise fault.error
+    return inspection.image
 
 
 def read_channels(path: Path) -> list[Any]:
     """The channels of a 3D image, or of a 4D one whose last axis is the channel; errors as ``read_file``."""
-    image = _open(path, max_channels=None)
-    return [_channel(image, channel, path) for channel in range(image.GetSize()[3] if image.GetDimension() == 4 else 1)]
+    image, faults = _open(path, max_channels=None)
+    number = image.GetSize()[3] if image is not None and image.GetDimension() == 4 else 1
+    channels = [] if image is None else [_without_fourth_axis(image, channel) for channel in range(number)]
+    for fault in [*faults, *(fault for channel in channels for fault in _skew_of(channel, path))]:
+        raise fault.error
+    return channels
 
 
-def _open(path: Path, *, max_channels: int | None) -> Any:
-    if not path.is_file():
-        raise FedsamError("an image file is missing", path=path, fix="check the name and the folder")
-    if path.stat().st_size == 0:
-        raise FedsamError("an image file is empty", path=path, found="0 bytes", fix="copy or export the file again")
-    if split_file_ending(path.name) is None:
-        raise _unknown_ending(path)
-    _refuse_broken_nifti(path)
+def _open(path: Path, *, max_channels: int | None) -> tuple[Any | None, list[Fault]]:
+    """The image as it lies in the file, if it can be read at all, and what is wrong with it."""
+    faults = list(_file_faults(path)) or list(_nifti_faults(path))
+    if any(fault.check is Check.READABLE for fault in faults):
+        return None, faults
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         with _quiet_itk():
             reader.ReadImageInformation()
-            _refuse_unusual_pixels(path, reader, max_channels)
-            image = reader.Execute()
+            unusual = list(_pixel_faults(path, reader, max_channels))
+            image = None if unusual else reader.Execute()
     except RuntimeError as error:
-        if "orthonormal" in str(error):
-            raise _skewed(path, "no orthonormal axes") from error
-        raise _unreadable(path, _itk_reason(error)) from error
-    return image
+        if "orthonormal" not in str(error):
+            return None, [*faults, Fault(Check.READABLE, _unreadable(path, _itk_reason(error)))]
+        if not any(fault.check is Check.STRAIGHT for fault in faults):
+            faults.append(Fault(Check.STRAIGHT, _skewed(path, "no orthonormal axes")))
+        return None, faults
+    return image, [*faults, *unusual]
 
 
-def _channel(image: Any, channel: int, path: Path) -> Any:
-    if image.GetDimension() == 4:
-        image = sitk.Extract(
-            image,
-            [*image.GetSize()[:3], 0],
-            [0, 0, 0, channel],
-            directionCollapseToStrategy=sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX,
-        )
-    if not geometry_of(image).is_orthonormal(SKEW_TOLERANCE):
-        raise _skewed(path, f"direction {numbers_text(image.GetDirection())}")
-    return image
+def _file_faults(path: Path) -> Iterator[Fault]:
+    if not path.is_file():
+        yield Fault(Check.READABLE, FedsamError("an image file is missing", path=path, fix="check the name and the folder"))
+    elif path.stat().st_size == 0:
+        error = FedsamError("an image file is empty", path=path, found="0 bytes", fix="copy or export the file again")
+        yield Fault(Check.READABLE, error)
+    elif split_file_ending(path.name) is None:
+        yield Fault(Check.READABLE, _unknown_ending(path))
 
 
-def _refuse_unusual_pixels(path: Path, reader: Any, max_channels: int | None) -> None:
+def _has_spare_axis(path: Path) -> bool:
+    """Whether a NIfTI header lists further axes of length 1, which ITK drops."""
+    header = nifti_header.read_header(path) if nifti_header.is_nifti(path) else None
+    return header is not None and len(header.shape) > 3
+
+
+def _without_fourth_axis(image: Any, index: int) -> Any:
+    """The 3D image at ``index`` of a fourth axis, if there is one."""
+    if image.GetDimension() != 4:
+        return image
+    return sitk.Extract(
+        image,
+        [*image.GetSize()[:3], 0],
+        [0, 0, 0, index],
+        directionCollapseToStrategy=sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX,
+    )
+
+
+def _skew_of(image: Any, path: Path) -> list[Fault]:
+    if geometry_of(image).is_orthonormal(SKEW_TOLERANCE):
+        return []
+    return [Fault(Check.STRAIGHT, _skewed(path, f"direction {numbers_text(image.GetDirection())}"))]
+
+
+def _pixel_faults(path: Path, reader: Any, max_channels: int | None) -> Iterator[Fault]:
     """Only scalar images of three axes pass, or of four axes whose last one has at most ``max_channels`` entries (``None``: any)."""
     size = reader.GetSize()
     if len(size) != 3 and not (len(size) == 4 and (max_channels is None or size[3] <= max_channels)):
-        raise FedsamError(
+        error = FedsamError(
             f"an image is {len(size)}D, not 3D",
             path=path,
             found=f"{' x '.join(str(extent) for extent in size)} voxels (x, y, z, ...)",
@@ -96,19 +162,21 @@ def _refuse_unusual_pixels(path: Path, reader: Any, max_channels: int | None) ->
             if len(size) > 3
             else "store the slices as one 3D image",
         )
+        yield Fault(Check.SCALAR_3D, error)
     components = reader.GetNumberOfComponents()
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if components != 1 or "complex" in pixel:
-        raise FedsamError(
+        error = FedsamError(
             "an image has pixels that are not single numbers",
             path=path,
             found=f"{pixel}, {components} components a pixel (colour, vectors or complex numbers)",
             expected="one number a voxel, one file a channel",
             fix="split the components into one file each, CASE_0000, CASE_0001, ...",
         )
+        yield Fault(Check.SCALAR_3D, error)
 
 
-def _refuse_broken_nifti(path: Path) -> None:
+def _nifti_faults(path: Path) -> Iterator[Fault]:
     """What ITK passes over in silence: a file that was cut off, NaN (read as 0), and a skewed sform (it falls back to the qform)."""
     if not nifti_header.is_nifti(path):
         return
@@ -116,18 +184,19 @@ def _refuse_broken_nifti(path: Path) -> None:
         header = nifti_header.read_header(path)
         bad = 0 if header is None else nifti_header.scan_voxels(path, header)
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise _unreadable(path, str(error)) from error
+        yield Fault(Check.READABLE, _unreadable(path, str(error)))
+        return
     if header is None:
         return  # ITK judges what it is
     if bad:
-        raise not_finite(path, bad, math.prod(header.shape))
+        yield Fault(Check.FINITE, not_finite(path, bad, math.prod(header.shape)))
     if header.sform is None:
         return
     matrix = np.asarray(header.sform, dtype=np.float64).reshape(3, 4)[:, :3]
     lengths = np.linalg.norm(matrix, axis=0)
     straight = np.all(np.isfinite(lengths)) and np.all(lengths > 0)
     if not straight or np.abs((matrix / lengths).T @ (matrix / lengths) - np.eye(3)).max() > SKEW_TOLERANCE:
-        raise _skewed(path, f"sform {numbers_text(matrix.ravel().tolist())}")
+        yield Fault(Check.STRAIGHT, _skewed(path, f"sform {numbers_text(matrix.ravel().tolist())}"))
 
 
 def not_finite(path: Path, bad: int, total: int) -> FedsamError:

@@ -13,7 +13,7 @@ import gzip
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -134,6 +134,28 @@ def copy_placement(source: NiftiHeader, target: bytearray) -> None:
         for start in range(offset, offset + count * width, width):
             number = source.raw[start : start + width]
             target[start : start + width] = number if mine.order == source.order else number[::-1]
+
+
+def set_sform(target: bytearray, rows: Sequence[float], spacing: Sequence[float]) -> None:
+    """Writes an affine into the header of the file ``target``, in place, as the only one: the qform is switched off.
+
+    Args:
+        target: the file's bytes.
+        rows: the affine's 12 numbers, row by row, NIfTI's RAS axes, mm.
+        spacing: mm, (x, y, z).
+    """
+    mine = parse_header(bytes(target[:HEADER_BYTES]))
+    if mine is None:
+        raise ValueError("the target is no NIfTI-1 file")
+    struct.pack_into(f"{mine.order}3f", target, 80, *spacing)
+    struct.pack_into(f"{mine.order}2h", target, 252, 0, 2)  # qform: none; sform: aligned to something
+    struct.pack_into(f"{mine.order}12f", target, 280, *rows)
+
+
+def read_content(path: Path) -> bytearray:
+    """All bytes of a NIfTI file, uncompressed."""
+    with _open(path) as stream:
+        return bytearray(stream.read())
 
 
 def _is_compressed(path: Path) -> bool:

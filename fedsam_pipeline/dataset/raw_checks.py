@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsam_pipeline.dataset.label_scheme import BACKGROUND_NAME, LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS
 from fedsam_pipeline.errors import FedsamError
 
@@ -55,38 +56,8 @@ def read_channel_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...
 
 
 def read_labels_key(content: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """Class names to values, ordered by value."""
-    value = content["labels"]
-    if not isinstance(value, dict) or not value:
-        raise complain(path, "labels is not usable", found=value, expected='such as {"background": 0, "liver": 1}')
-    regions = [name for name, number in value.items() if isinstance(number, list | tuple)]
-    if regions:
-        raise complain(
-            path,
-            "regions are not supported by this version",
-            found=f"labels with several values: {', '.join(regions)}",
-            expected="one value a class",
-            fix="list the plain classes in labels; merge them after prediction",
-        )
-    if "ignore" in value:
-        raise complain(
-            path,
-            "an ignore label is not supported by this version",
-            found=f'"ignore": {value["ignore"]}',
-            expected="masks in which every voxel has a class",
-            fix="leave partly annotated cases out, and remove ignore from labels",
-        )
-    numbers = list(value.values())
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
-    if not whole or value.get("background") != 0 or sorted(numbers) != list(range(len(numbers))) or len(numbers) < 2:
-        raise complain(
-            path,
-            "labels are not numbered as expected",
-            found=value,
-            expected='"background": 0, then the classes as 1, 2, 3, ... without a gap, at least one',
-            fix="renumber the classes in dataset.json and in the masks; name comes first, as in nnU-Net v2",
-        )
-    return {name: int(number) for name, number in sorted(value.items(), key=lambda item: item[1])}
+    """Class names to values, ordered by value; ``read_label_scheme`` also gives regions and the ignore label."""
+    return read_label_scheme(content, path).classes
 
 
 def read_file_ending(content: Mapping[str, Any], path: Path) -> str:
@@ -227,34 +198,36 @@ def read_patients(content: Mapping[str, Any], path: Path, cases: Collection[str]
     return dict(sorted(value.items()))
 
 
-def read_site_labels(
-    content: Mapping[str, Any], path: Path, sites: Collection[str], labels: Mapping[str, int]
-) -> dict[str, tuple[str, ...]]:
-    """Site to the classes it annotated. A site that annotated only some of them is refused: the others would be learnt as background."""
+def read_site_labels(content: Mapping[str, Any], path: Path, sites: Collection[str], scheme: LabelScheme) -> dict[str, tuple[str, ...]]:
+    """Site to the classes (or regions) it annotated; sites that are not named annotated all.
+
+    Raises:
+        FedsamError: an unknown site or class, or a site that annotated nothing.
+    """
     value = content.get("site_labels", {})
-    foreground = set(labels) - {"background"}
-    if not isinstance(value, dict) or not all(isinstance(names, list) for names in value.values()):
+    known = set(scheme.annotatable)
+    if not isinstance(value, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in value.values()
+    ):
         raise complain(path, "site_labels is not usable", found=type(value).__name__, expected='"site_labels": {"site_a": ["liver"], ...}')
     wrong = [
-        f"{site}: {', '.join(map(str, names))}"
-        for site, names in value.items()
-        if site not in sites or not set(names) - {"background"} <= foreground
+        f"{site}: {', '.join(names)}" for site, names in value.items() if site not in sites or not set(names) - {BACKGROUND_NAME} <= known
     ]
     if wrong:
         raise complain(
             path,
             "site_labels names sites or classes that do not exist",
             found=some(wrong),
-            expected=f"sites {', '.join(sorted(sites))}; classes {', '.join(sorted(foreground))}",
+            expected=f"sites {', '.join(sorted(sites))}; classes {', '.join(sorted(known))}",
         )
-    partial = [f"{site}: {', '.join(names)}" for site, names in value.items() if set(names) - {"background"} != foreground]
-    if partial:
+    nothing = [site for site, names in value.items() if not set(names) - {BACKGROUND_NAME}]
+    if nothing:
         raise complain(
             path,
-            "partial labels are not supported by this version",
-            found=some(partial),
-            expected=f"every site annotates {', '.join(sorted(foreground))}",
-            fix="leave these sites out, or make a dataset of the classes that all sites annotated",
+            "site_labels has sites that annotated nothing",
+            found=some(nothing),
+            expected="at least one class a site",
+            fix="name the classes of each, or leave the sites out",
         )
     return {site: tuple(names) for site, names in sorted(value.items())}
 
@@ -288,7 +261,7 @@ def _cases_of(folder: Path, ending: str, channels: int) -> list[str]:
             folder,
             "cases have a wrong number of channels",
             found=some(faults),
-            expected=f"{channels} files a case, _0000 to _{channels - 1:04d}, as channel_names says",
+            expected=f"{channels} files a case, _0000 to _{channels - 1:04d}, as channel_names (or channels.order of site.toml) says",
             fix="add the missing files, remove the others, or correct channel_names in dataset.json",
         )
     return sorted(found)
@@ -318,10 +291,15 @@ def _is_explicit_entry(entry: object) -> bool:
     )
 
 
+def is_safe_name(name: str) -> bool:
+    """Whether a name can be a file name: nothing that could leave the folder."""
+    return _SAFE_NAME.match(name) is not None
+
+
 def _check_names(names: Iterable[str], kind: str, path: Path) -> None:
     """Names become file names: nothing that could leave the folder, and no two that differ in case only."""
     names = list(names)
-    bad = [name for name in names if not _SAFE_NAME.match(name)]
+    bad = [name for name in names if not is_safe_name(name)]
     if bad:
         raise complain(
             path, f"{kind} names cannot be file names", found=some(map(repr, bad)), expected="letters, digits, _ . and -", fix="rename them"

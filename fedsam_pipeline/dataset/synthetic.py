@@ -73,7 +73,7 @@ DEMO_SITES = (
     DemoSite("site_d", 3, 5, (20, 46, 50), (3.0, 1.0, 1.0), "LPI", 9.0, np.uint16, 30000.0, 0.0, NOISY),
 )
 TINY_SITES = (
-    DemoSite("site_a", 3, 1, (8, 28, 28), (6.0, 1.9, 1.9), "LPS", 0.0, np.uint8, 200.0, 0.0, BRIGHT),
+    DemoSite("site_a", 5, 1, (8, 28, 28), (6.0, 1.9, 1.9), "LPS", 0.0, np.uint8, 200.0, 0.0, BRIGHT),
     DemoSite("site_b", 2, 1, (7, 26, 30), (6.5, 1.8, 1.8), "RAS", 0.0, np.float32, 1.0, 0.0, FADED),
     DemoSite("site_c", 2, 1, (7, 26, 26), (6.0, 2.0, 2.0), "LSA", 9.0, np.int16, 2400.0, 0.0, SWAPPED),
 )
@@ -87,7 +87,7 @@ def make_demo_dataset(
     Args:
         folder: ``.../DatasetXXX_Name``; appears complete or not at all.
         seed: another seed gives other patients.
-        size: ``"demo"`` (27 labelled cases of about 20 x 50 x 50 voxels at four sites) or ``"tiny"`` (7 cases of about 7 x 27 x 27 at
+        size: ``"demo"`` (27 labelled cases of about 20 x 50 x 50 voxels at four sites) or ``"tiny"`` (9 cases of about 7 x 27 x 27 at
             three, for tests).
         overwrite: replace another dataset in ``folder``.
         progress: show a progress bar on a terminal.

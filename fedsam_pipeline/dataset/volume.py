@@ -78,13 +78,7 @@ def read_image(paths: Sequence[Path]) -> Volume:
             geometry = here
             array = np.empty((len(paths), *geometry.size), dtype=np.float32)
         elif not geometry.same_grid(here, SAME_GRID_MM):
-            raise FedsamError(
-                "the channels of one image lie on different grids",
-                path=path,
-                found=describe_difference(here, geometry),
-                expected=f"the grid of {paths[0].name}, within {SAME_GRID_MM} mm",
-                fix="resample the channels onto one grid",
-            )
+            raise channels_apart(path, here, paths[0], geometry)
         with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinite and is refused below
             array[channel] = sitk.GetArrayViewFromImage(image)
         bad = array[channel].size - int(np.isfinite(array[channel]).sum())
@@ -104,6 +98,11 @@ def read_labels(path: Path) -> Volume:
         FedsamError: missing, unreadable, not a scalar 3D image, skewed, fractional or NaN values, or values beyond int16.
     """
     image = read_file(path)
+    return Volume(label_array(image, path), geometry_of(image))
+
+
+def label_array(image: Any, path: Path) -> NDArray[np.int16]:
+    """The class numbers of a mask that was read, (Z, Y, X) int16; raises as ``read_labels`` does for values that are none."""
     array = sitk.GetArrayViewFromImage(image)
     if np.issubdtype(array.dtype, np.floating):
         fractional = array[~(array == np.round(array))]  # NaN differs from itself and is caught too
@@ -125,7 +124,19 @@ def read_labels(path: Path) -> Volume:
             expected=f"class numbers of at most {limits.max}",
             fix="check that this file is a mask and not an image",
         )
-    return Volume(array.astype(np.int16), geometry_of(image))
+    whole: NDArray[np.int16] = array.astype(np.int16)
+    return whole
+
+
+def channels_apart(path: Path, found: Geometry, first: Path, expected: Geometry) -> FedsamError:
+    """The error for a channel on another grid than the first one's."""
+    return FedsamError(
+        "the channels of one image lie on different grids",
+        path=path,
+        found=describe_difference(found, expected),
+        expected=f"the grid of {first.name}, within {SAME_GRID_MM} mm",
+        fix="resample the channels onto one grid",
+    )
 
 
 def to_canonical(volume: Volume) -> Volume:
@@ -192,9 +203,10 @@ def describe_difference(found: Geometry, expected: Geometry) -> str:
     """In words, how two grids differ."""
     if found.size != expected.size:
         return f"{found.size} voxels (z, y, x) against {expected.size}"
-    parts = [
-        f"{name} {numbers_text(getattr(found, name))} against {numbers_text(getattr(expected, name))}"
-        for name in ("spacing", "origin", "direction")
-        if not np.allclose(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-4)
-    ]
+    parts = []
+    for name in ("spacing", "origin", "direction"):
+        here, there = getattr(found, name), getattr(expected, name)
+        if not np.allclose(here, there, rtol=1e-6, atol=1e-4):
+            away = "" if name == "direction" else f", {np.linalg.norm(np.subtract(here, there)):.4g} mm off"
+            parts.append(f"{name} {numbers_text(here)} against {numbers_text(there)}{away}")
     return f"corners up to {found.corner_distance(expected):.4g} mm apart ({'; '.join(parts) or 'small differences everywhere'})"

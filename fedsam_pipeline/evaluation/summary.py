@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedsam_pipeline.evaluation.metrics import RULE, dice_from_counts, iou_from_counts
 
 SCHEMA_VERSION = 1
+Annotated = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,27 @@ class SiteDice:
         dice: their mean; NaN where no class counted.
         num_cases: cases that were scored.
         absent: (K - 1,) cases that were left out because the class was absent in both masks.
+        excluded: (K - 1,) cases that were left out because their site did not annotate the class; ``None`` where every class was
+            annotated everywhere.
     """
 
     classes: NDArray[np.float64]
     dice: float
     num_cases: int
     absent: NDArray[np.int64]
+    excluded: NDArray[np.int64] | None = None
 
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """JSON values, NaN as ``None``; ``class_names`` are the K - 1 foreground names in order of their values."""
-        return {
-            "classes": {name: _number(value) for name, value in zip(class_names, self.classes, strict=True)},
+        """JSON values, NaN as ``None``; ``class_names`` are the K - 1 foreground names in order. ``excluded`` stands where it is known."""
+        value: dict[str, Any] = {
+            "classes": {name: _number(dice) for name, dice in zip(class_names, self.classes, strict=True)},
             "dice": _number(self.dice),
             "num_cases": self.num_cases,
-            "absent": {name: int(value) for name, value in zip(class_names, self.absent, strict=True)},
+            "absent": {name: int(count) for name, count in zip(class_names, self.absent, strict=True)},
         }
+        if self.excluded is not None:
+            value["excluded"] = {name: int(count) for name, count in zip(class_names, self.excluded, strict=True)}
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], class_names: Sequence[str]) -> Self:
@@ -48,13 +55,15 @@ class SiteDice:
             classes=np.array([_float(value["classes"][name]) for name in class_names]),
             dice=_float(value["dice"]),
             num_cases=int(value["num_cases"]),
-            absent=np.array([int(value["absent"][name]) for name in class_names], dtype=np.int64),
+            absent=_counts(value["absent"], class_names),
+            excluded=_counts(value["excluded"], class_names) if "excluded" in value else None,
         )
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One scored case: its name, its site, its two files, its counts (K - 1, 3) and its number of voxels."""
+    """One scored case: its name, its site, its two files, its counts (K - 1, 3), its number of voxels (ignored ones left out) and, for
+    each class, whether its site annotated it (``None``: all of them)."""
 
     case: str
     site: str
@@ -62,13 +71,15 @@ class CaseScore:
     prediction_file: str
     counts: NDArray[np.int64]
     num_voxels: int
+    annotated: Annotated | None = None
 
 
-def summarize_site(cases: Sequence[NDArray[np.integer]]) -> SiteDice:
+def summarize_site(cases: Sequence[NDArray[np.integer]], annotated: Annotated | None = None) -> SiteDice:
     """Mean over cases, then over classes.
 
     Args:
         cases: one table (K - 1, 3) of counts a case, at least one.
+        annotated: (K - 1,) boolean, the classes that the site annotated; the others are not scored. ``None`` for all.
 
     Raises:
         ValueError: no case.
@@ -76,8 +87,12 @@ def summarize_site(cases: Sequence[NDArray[np.integer]]) -> SiteDice:
     if not cases:
         raise ValueError("a site without scored cases has no Dice")
     dice = dice_from_counts(np.stack(cases))
+    absent, excluded = np.isnan(dice).sum(axis=0), None
+    if annotated is not None:
+        dice[:, ~annotated] = np.nan
+        absent, excluded = np.where(annotated, absent, 0), np.where(annotated, 0, len(cases))
     classes = _nanmean(dice, axis=0)
-    return SiteDice(classes, float(_nanmean(classes)), len(cases), np.isnan(dice).sum(axis=0))
+    return SiteDice(classes, float(_nanmean(classes)), len(cases), absent, excluded)
 
 
 def combine_sites(sites: Mapping[str, SiteDice]) -> SiteDice:
@@ -91,39 +106,43 @@ def combine_sites(sites: Mapping[str, SiteDice]) -> SiteDice:
     if not sites:
         raise ValueError("there is no site to combine")
     ordered = [sites[name] for name in sorted(sites)]
+    excluded = [site.excluded for site in ordered if site.excluded is not None]
     return SiteDice(
         classes=_nanmean(np.stack([site.classes for site in ordered]), axis=0),
         dice=float(_nanmean(np.array([site.dice for site in ordered]))),
         num_cases=sum(site.num_cases for site in ordered),
         absent=np.sum([site.absent for site in ordered], axis=0),
+        excluded=np.sum(excluded, axis=0) if excluded else None,
     )
 
 
-def summarize(cases: Sequence[CaseScore], class_names: Sequence[str]) -> dict[str, Any]:
+def summarize(cases: Sequence[CaseScore], class_names: Sequence[str], keys: Sequence[int | str] | None = None) -> dict[str, Any]:
     """The content of ``summary.json``: nnU-Net's keys, and ours beside them.
 
     nnU-Net's ``mean`` and ``foreground_mean`` weigh all cases equally, whatever their site; ``sites`` and ``dice`` follow the rule of this
     package. NaN is ``None``.
 
     Args:
-        cases: the scored cases, in any order.
-        class_names: foreground names in order of their values 1, 2, ...
+        cases: the scored cases, in any order; those of a site with the same ``annotated``.
+        class_names: names of what was counted, such as the foreground classes in order of their values 1, 2, ...
+        keys: what they are called in nnU-Net's part of the summary; ``None``: 1, 2, ...
 
     Raises:
         ValueError: no case.
     """
     ordered = sorted(cases, key=lambda score: (score.site, score.case))
-    by_site: dict[str, list[NDArray[np.int64]]] = {}
+    by_site: dict[str, list[CaseScore]] = {}
     for score in ordered:
-        by_site.setdefault(score.site, []).append(score.counts)
-    sites = {name: summarize_site(tables) for name, tables in by_site.items()}
+        by_site.setdefault(score.site, []).append(score)
+    sites = {name: summarize_site([score.counts for score in scores], scores[0].annotated) for name, scores in by_site.items()}
     together = combine_sites(sites)
-    values = [_case_metrics(score) for score in ordered]
+    labels = dict(zip(class_names, keys or range(1, len(class_names) + 1), strict=True))
+    values = [_case_metrics(score, list(labels.values())) for score in ordered]
     mean = {label: _mean_metrics([value[label] for value in values]) for label in values[0]}
     return {
         "schema_version": SCHEMA_VERSION,
         "rule": RULE,
-        "labels": {name: index for index, name in enumerate(class_names, start=1)},
+        "labels": labels,
         "dice": _number(together.dice),
         "all_sites": together.to_dict(class_names),
         "sites": {name: site.to_dict(class_names) for name, site in sites.items()},
@@ -155,8 +174,10 @@ def format_table(summary: Mapping[str, Any]) -> str:
         return "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
 
     rule = "-" * len(text(header))
-    absent = ", ".join(f"{name} {count}" for name, count in summary["all_sites"]["absent"].items() if count)
-    notes = [summary["rule"]] + ([f"absent in both masks, not counted (cases): {absent}"] if absent else [])
+    notes = [summary["rule"]]
+    for key, words in (("absent", "absent in both masks, not counted"), ("excluded", "not annotated by their site, not scored")):
+        left_out = ", ".join(f"{name} {count}" for name, count in summary["all_sites"].get(key, {}).items() if count)
+        notes += [f"{words} (cases): {left_out}"] if left_out else []
     return "\n".join([text(header), rule, *map(text, lines[:-1]), rule, text(lines[-1]), *notes])
 
 
@@ -164,14 +185,17 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _case_metrics(score: CaseScore) -> dict[str, dict[str, float]]:
-    """nnU-Net's metrics of one case, by label value."""
+def _case_metrics(score: CaseScore, keys: Sequence[int | str]) -> dict[str, dict[str, float]]:
+    """nnU-Net's metrics of one case, by label value; NaN, all of them, for a class that its site did not annotate."""
     dice, iou = dice_from_counts(score.counts), iou_from_counts(score.counts)
     result: dict[str, dict[str, float]] = {}
     for index, (tp, fp, fn) in enumerate(score.counts.tolist()):
         true_negatives = score.num_voxels - tp - fp - fn
         row = {"Dice": float(dice[index]), "IoU": float(iou[index]), "TP": tp, "FP": fp, "FN": fn, "TN": true_negatives}
-        result[str(index + 1)] = row | {"n_pred": tp + fp, "n_ref": tp + fn}
+        row |= {"n_pred": tp + fp, "n_ref": tp + fn}
+        if score.annotated is not None and not score.annotated[index]:
+            row = dict.fromkeys(row, float("nan"))
+        result[str(keys[index])] = row
     return result
 
 
@@ -189,6 +213,10 @@ def _nanmean(values: NDArray[np.float64], axis: int | None = None) -> NDArray[np
     count = known.sum(axis=axis)
     total = np.where(known, values, 0.0).sum(axis=axis)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def _counts(value: Mapping[str, Any], class_names: Sequence[str]) -> NDArray[np.int64]:
+    return np.array([int(value[name]) for name in class_names], dtype=np.int64)
 
 
 def _number(value: float) -> float | None:

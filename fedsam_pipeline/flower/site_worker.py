@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsam_pipeline.dataset.label_scheme import IGNORE
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
@@ -18,7 +19,9 @@ from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.preprocessing.store import CaseStore
+from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.training.execution import apply_execution, choose_execution, memory_budget
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RoundResult, RunSchedule
 from fedsam_pipeline.training.slab_loader import SlabLoader
 
@@ -39,6 +42,11 @@ class SiteSetup:
         state_folder: its optimizer moments, local tensors and logs.
         device: name of the device.
         num_threads: CPU threads it may use.
+        execution_file: where this machine keeps how it carries out a step.
+        memory_target: bytes that the images of a step may take on the device; ``None``: most of what is free.
+        workers: processes that share this memory.
+        annotated: owning site to the foreground values it annotated, of the sites that did not annotate every class. Known here only: the
+            plan is the same everywhere.
     """
 
     site: str
@@ -50,6 +58,10 @@ class SiteSetup:
     state_folder: Path
     device: str
     num_threads: int
+    execution_file: Path
+    memory_target: int | None = None
+    workers: int = 1
+    annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 _models: dict[tuple[str, ...], AdaptedModel] = {}
@@ -90,8 +102,18 @@ class SiteWorker:
             The federated tensors after the round, and what the round gave.
         """
         setup = self._setup
-        loader = SlabLoader(self._store, setup.train_cases, setup.model.plans)
-        trainer = LocalTrainer(self._adapted, loader, setup.model.plans, setup.model.recipe, torch.device(setup.device))
+        annotated = {case: setup.annotated[site] for case in setup.train_cases if (site := setup.owner[case]) in setup.annotated}
+        loader = SlabLoader(self._store, setup.train_cases, setup.model.plans, annotated)
+        execution = self._execution()
+        apply_execution(self._adapted.model, execution)
+        trainer = LocalTrainer(
+            self._adapted,
+            loader,
+            setup.model.plans,
+            setup.model.recipe,
+            torch.device(setup.device),
+            micro_batch=execution.micro_batch,
+        )
         state = self._state_before(round_number)
         self._adapted.load_tensors(received | _without_prefix(state, _LOCAL_PREFIX))
         trainer.load_optimizer_state({name: tensor for name, tensor in state.items() if not name.startswith(_LOCAL_PREFIX)})
@@ -101,6 +123,21 @@ class SiteWorker:
         local = {f"{_LOCAL_PREFIX}{name}": tensor for name, tensor in tensors.items() if name not in travelling}
         self._states.save(round_number, trainer.optimizer_state() | local)
         return {name: tensors[name] for name in sorted(travelling)}, result
+
+    def _execution(self) -> Execution:
+        """How this machine carries out a step: as it did before, or as a probe step finds now, which is written down."""
+        setup = self._setup
+        batch = setup.model.plans.training.effective_batch
+        if setup.execution_file.exists():
+            known = Execution.load(setup.execution_file, fix="delete the file; it is found anew")
+            if (known.device, known.batch) == (setup.device, batch):
+                return known
+        device = torch.device(setup.device)
+        budget = memory_budget(device, setup.memory_target, workers=setup.workers)
+        execution = choose_execution(self._adapted.model, batch, device, autocast_dtype(device), budget)
+        execution.save(setup.execution_file)
+        log.info("%s: %s", setup.site, execution.why)
+        return execution
 
     def _state_before(self, round_number: int) -> dict[str, Tensor]:
         known = self._states.rounds()
@@ -139,26 +176,33 @@ class SiteWorker:
             on_case: called after each case.
 
         Returns:
-            Dice by owning site; empty where the fold has no validation case here.
+            Dice by owning site; empty where the fold has no validation case here. Classes are the plan's: regions are not united here.
+            Ignored voxels do not count, nor classes that the owner did not annotate.
         """
         setup = self._setup
         state = self._states.load(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
         self._adapted.load_tensors(received | _without_prefix(state, _LOCAL_PREFIX))
         device = torch.device(setup.device)
+        num_classes = setup.model.plans.num_classes
         predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
         tables: dict[str, list[NDArray[np.int64]]] = {}
         rows = []
         for name in _spread(sorted(setup.val_cases), max_cases):
             case = self._store.open(name)
             prediction = predictor.predict_case(case.image).argmax(axis=0)
-            table = counts(np.asarray(case.labels[:]), prediction, setup.model.plans.num_classes)
-            tables.setdefault(setup.owner[name], []).append(table)
-            rows.append({"case": name, "site": setup.owner[name], "tp_fp_fn": table.tolist()})
+            table = counts(np.asarray(case.labels[:]), prediction, num_classes, ignore=IGNORE)
+            site = setup.owner[name]
+            scored = setup.annotated.get(site, range(1, num_classes))
+            tables.setdefault(site, []).append(table)
+            rows.append({"case": name, "site": site, "tp_fp_fn": [row if k in scored else None for k, row in enumerate(table.tolist(), 1)]})
             if on_case is not None:
                 on_case()
         if report is not None:
             write_json(report, {"schema_version": 1, "grid": "plan", "cases": rows})
-        return {site: summarize_site(of_site) for site, of_site in sorted(tables.items())}
+        return {
+            site: summarize_site(of_site, np.isin(np.arange(1, num_classes), setup.annotated[site]) if site in setup.annotated else None)
+            for site, of_site in sorted(tables.items())
+        }
 
 
 class StateMissing(RuntimeError):

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fedsam_pipeline.dataset.label_scheme import IGNORE_NAME, LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw import ONLY_SITE
-from fedsam_pipeline.dataset.raw_checks import read_labels_key
+from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, describe_difference, read_labels, split_file_ending
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import counts
@@ -27,12 +29,14 @@ class Reference:
     Attributes:
         masks: case -> reference mask.
         sites: case -> site.
-        class_names: foreground names in order of their values 1, 2, ...
+        labels: what the values of a mask mean.
+        annotated: site -> the foreground values it annotated, of the sites that did not annotate all.
     """
 
     masks: dict[str, Path]
     sites: dict[str, str]
-    class_names: tuple[str, ...]
+    labels: LabelScheme
+    annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -51,8 +55,8 @@ def evaluate(
         The summary and the file it stands in.
 
     Raises:
-        FedsamError: a folder or file is missing or empty, a case was not predicted, grids differ, a mask holds an unknown value. Nothing is
-            written then.
+        FedsamError: a folder or file is missing or empty, a case was not predicted, grids differ, a mask holds a value that it must not.
+            Nothing is written then.
     """
     predicted = find_masks(prediction)
     known = load_reference(reference, set(predicted), dataset_json)
@@ -80,7 +84,9 @@ def evaluate(
     scores = [
         score_case(case, known.masks[case], predicted[case], known) for case in tqdm(cases, desc="evaluating", unit="case", disable=None)
     ]
-    summary = summarize(scores, known.class_names)
+    scored = known.labels.scored
+    keys = [values[0] if len(values) == 1 else str(values) for values in scored.values()]  # nnU-Net calls a region (1, 2, 3)
+    summary = summarize(scores, tuple(scored), keys)
     path = prediction / "summary.json" if output is None else output
     write_json(path, summary)
     return summary, path
@@ -90,7 +96,8 @@ def score_case(case: str, reference: Path, prediction: Path, known: Reference) -
     """Reads and counts one case.
 
     Raises:
-        FedsamError: the two grids differ, or a mask holds a value that no label has; names the case.
+        FedsamError: the two grids differ, or a mask holds a value that no label has, or one of a class that its site did not annotate;
+            names the case.
     """
     truth, found = read_labels(reference), read_labels(prediction)
     if not truth.geometry.same_grid(found.geometry, SAME_GRID_MM):
@@ -101,19 +108,40 @@ def score_case(case: str, reference: Path, prediction: Path, known: Reference) -
             expected=f"the grid of {reference}, within {SAME_GRID_MM} mm",
             fix="predict the image that the reference was drawn on; fedsam_predict keeps its grid",
         )
-    num_classes = len(known.class_names) + 1
-    for path, volume in ((reference, truth), (prediction, found)):
-        strange = [int(value) for value in np.unique(volume.array) if not 0 <= value < num_classes]
+    labels = known.labels
+    names = {value: name for name, value in labels.classes.items()}
+    in_reference = names if labels.ignore is None else names | {labels.ignore: IGNORE_NAME}
+    for path, volume, allowed in ((reference, truth, in_reference), (prediction, found, names)):
+        strange = [int(value) for value in np.unique(volume.array) if int(value) not in allowed]
         if strange:
             raise FedsamError(
                 f"case {case}: a mask holds values that no label has",
                 path=path,
                 found=strange,
-                expected=f"0 to {num_classes - 1} ({', '.join(('background', *known.class_names))})",
+                expected=f"0 to {max(allowed)} ({', '.join(allowed.values())})",
                 fix="mend the mask, or name these labels in dataset.json",
             )
-    table = counts(truth.array, found.array, num_classes)
-    return CaseScore(case, known.sites[case], str(reference), str(prediction), table, int(truth.array.size))
+    site = known.sites[case]
+    annotated = None
+    if site in known.annotated:
+        _check_annotated(case, reference, truth.array, site, known)
+        annotated = np.array([set(values) <= set(known.annotated[site]) for values in labels.scored.values()])
+    table = counts(truth.array, found.array, len(labels.classes), groups=list(labels.scored.values()), ignore=labels.ignore)
+    num_voxels = int(truth.array.size if labels.ignore is None else np.count_nonzero(truth.array != labels.ignore))
+    return CaseScore(case, site, str(reference), str(prediction), table, num_voxels, annotated)
+
+
+def _check_annotated(case: str, reference: Path, truth: NDArray[Any], site: str, known: Reference) -> None:
+    """A reference mask that holds what ``site_labels`` denies would be scored wrongly."""
+    foreign = sorted({int(value) for value in np.unique(truth)} - {0, known.labels.ignore, *known.annotated[site]})
+    if foreign:
+        raise FedsamError(
+            f"case {case}: the reference mask holds classes that its site says it did not annotate",
+            path=reference,
+            found=f"label value {', '.join(map(str, foreign))}",
+            expected=f"0 and {', '.join(map(str, known.annotated[site]))}, after site_labels of {site}",
+            fix=f"mend the mask, or score with --dataset_json and a file whose site_labels names the class for {site}",
+        )
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
@@ -165,8 +193,10 @@ def load_reference(folder: Path, predicted: set[str], dataset_json: Path | None)
         )
     content = read_json(path, fix="check --dataset_json")
     masks = find_masks(masks_folder)
-    class_names = _class_names(content, path)
-    return Reference(masks, _sites(content, masks, masks_folder, path), class_names)
+    labels = _labels(content, path)
+    sites = _sites(content, masks, masks_folder, path)
+    known_sites = {*sites.values(), *content.get("sites", {}), *content.get("test_sites", {})}
+    return Reference(masks, sites, labels, labels.annotated(read_site_labels(content, path, known_sites, labels)))
 
 
 def _labels_folder(folder: Path, predicted: set[str]) -> Path:
@@ -177,7 +207,7 @@ def _labels_folder(folder: Path, predicted: set[str]) -> Path:
     return max(candidates, key=lambda path: len(predicted & find_masks(path).keys()) if any(path.iterdir()) else -1)
 
 
-def _class_names(content: Any, path: Path) -> tuple[str, ...]:
+def _labels(content: Any, path: Path) -> LabelScheme:
     if not isinstance(content, dict) or "labels" not in content:
         raise FedsamError(
             "label names are not known",
@@ -186,7 +216,7 @@ def _class_names(content: Any, path: Path) -> tuple[str, ...]:
             expected='"labels": {"background": 0, "liver": 1}',
             fix="add them, or name another file with --dataset_json FILE",
         )
-    return tuple(name for name, value in read_labels_key(content, path).items() if value != 0)
+    return read_label_scheme(content, path)
 
 
 def _sites(content: Mapping[str, Any], masks: Mapping[str, Path], masks_folder: Path, path: Path) -> dict[str, str]:

@@ -3,13 +3,11 @@
 import json
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.raw import RawDataset, load_raw_dataset
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
@@ -18,22 +16,19 @@ from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.cost_table import cost_table
+from fedsam_pipeline.pipeline.fingerprints import show_fingerprints, write_fingerprints
+from fedsam_pipeline.pipeline.integrity import verify_dataset, write_cheap_report
 from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_case
-from fedsam_pipeline.planning.merge import merge_fingerprints, pool_fingerprints
+from fedsam_pipeline.planning.measures import SiteMeasures
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import plan_table
+from fedsam_pipeline.preprocessing.budget import default_processes
 from fedsam_pipeline.preprocessing.store import store_folder
 from fedsam_pipeline.preprocessing.store_case import store_case
-from fedsam_pipeline.preprocessing.workers import CaseOutcome, CaseWorkers
-from fedsam_pipeline.specs.fingerprint import Fingerprint
+from fedsam_pipeline.preprocessing.workers import CaseWorkers
 from fedsam_pipeline.specs.plans import Plans, check_plans_name
 
 COMMAND = "fedsam_plan_and_preprocess"
-CHECKS = ("files readable", "3D scalar images", "finite voxels", "channels on one grid", "mask on the image's grid", "known label values")
-
-MAX_PROCESSES = 4
-BYTES_PER_PROCESS = 64 << 20
-"""starting a worker takes as long as reading about this much of compressed images"""
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +40,14 @@ class PlanRequest:
     base_model: str
     plans_name: str = "plans"
     num_processes: int | None = None
-    """``None``: as many as pay off, see ``default_processes``"""
+    """``None``: as many as fit and pay off, see ``preprocessing.budget``"""
     preprocess: bool = True
+    privacy_floor: int | None = None
+    """patients that every number a site releases stands for; ``None``: the default, see ``pipeline.fingerprints``"""
+    dry_run: bool = False
+    """only show what would leave each site"""
+    verify: bool = False
+    """all integrity checks first, not only those that measuring makes anyway"""
 
 
 @dataclass
@@ -82,7 +83,11 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
     if splits_file.exists():
         load_splits(splits_file, dataset.cases, dataset.patients)  # before the long work: splits that do not fit are the user's to mend
     with log_file(folder / "logs", COMMAND) as log_path, CaseWorkers(num_processes) as workers:
-        fingerprint = _write_fingerprints(dataset, folder, workers)
+        measured = _measure(dataset, folder, workers, verify=request.verify)
+        if request.dry_run:
+            show_fingerprints(dataset, measured, request.privacy_floor, folder)
+            return EXIT_DONE
+        fingerprint = write_fingerprints(dataset, measured, request.privacy_floor, folder)
         plans = _kept_or_made(folder, make_plan(fingerprint, spec, plans_name=request.plans_name))
         write_json(folder / "dataset.json", _dataset_json(dataset))
         if not splits_file.exists():
@@ -115,51 +120,30 @@ def _kept_or_made(folder: Path, made: Plans) -> Plans:
     return made
 
 
-def default_processes(dataset: RawDataset) -> int:
-    """Worker processes: one a core, at most ``MAX_PROCESSES``, and none that would spend its time starting."""
-    num_bytes = sum(path.stat().st_size for case in dataset.cases for path in dataset.image_paths(case))
-    return max(1, min(MAX_PROCESSES, usable_cores(), num_bytes // BYTES_PER_PROCESS))
-
-
-def _write_fingerprints(dataset: RawDataset, folder: Path, workers: CaseWorkers) -> Fingerprint:
-    """Verifies and measures all cases; writes ``integrity.json``, each site's fingerprint and the merged one."""
-    outcomes = list(workers.work(partial(fingerprint_case, dataset), dataset.cases, "fingerprint"))
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    write_json(folder / "integrity.json", _integrity(dataset, failed))
+def _measure(dataset: RawDataset, folder: Path, workers: CaseWorkers, *, verify: bool) -> dict[str, SiteMeasures]:
+    """Verifies and measures all cases, by site; writes ``integrity.json``."""
+    verified = verify_dataset(dataset, folder, workers) if verify else None
+    measured = {site: SiteMeasures(dataset.name, dataset.labels, dataset.channel_names) for site in dataset.sites}
+    owner = {case: site for site, cases in dataset.sites.items() for case in cases}
+    failed = []
+    for outcome in workers.work(partial(fingerprint_case, dataset), dataset.cases, "fingerprint"):
+        if outcome.result is not None:
+            measured[owner[outcome.case]].add(outcome.result)
+        else:
+            failed.append(outcome)
+    write_cheap_report(dataset, folder, failed, verified)
     if failed:
         raise case_failure(dataset.name, failed)
-    of_case = {outcome.case: outcome.result for outcome in outcomes if outcome.result is not None}
-    by_site = {
-        site: pool_fingerprints([of_case[case] for case in sorted(cases)], num_sites=1) for site, cases in sorted(dataset.sites.items())
-    }
-    for stale in (folder / "fingerprints").glob("*.json"):
-        if stale.stem not in by_site:
-            stale.unlink()
-    for site, fingerprint in by_site.items():
-        fingerprint.save(folder / "fingerprints" / f"{site}.json")
-    merged = merge_fingerprints(by_site)
-    merged.save(folder / "fingerprint.json")
-    return merged
-
-
-def _integrity(dataset: RawDataset, failed: Sequence[CaseOutcome[Any]]) -> dict[str, Any]:
-    """The report of the checks. Fit for a person: a case's name, what is wrong and how to mend it."""
-    findings = [
-        {"case": outcome.case, "site": dataset.site_of(outcome.case), "what": outcome.error.what, "path": outcome.error.path}
-        | {key: None if value is None else str(value) for key, value in vars(outcome.error).items() if key in ("found", "expected", "fix")}
-        if isinstance(outcome.error, FedsamError)
-        else {"case": outcome.case, "site": dataset.site_of(outcome.case), "what": f"internal error: {outcome.error!r}"}
-        for outcome in failed
-    ]
-    return {"schema_version": 1, "dataset": dataset.name, "num_cases": len(dataset.cases), "checks": list(CHECKS), "findings": findings}
+    return measured
 
 
 def _dataset_json(dataset: RawDataset) -> dict[str, Any]:
     """``dataset.json`` as later stages read it: the raw one, with labels, channels and sites spelled out."""
     content: dict[str, Any] = read_json(dataset.folder / "dataset.json")
     content.pop("dataset", None)  # paths of raw files: no later stage reads them
+    plain = dataset.ignore_label is None and not dataset.regions
     return content | {
-        "labels": dataset.labels,
+        "labels": dataset.labels if plain else content["labels"],  # regions and the ignore label stand in the raw form only
         "channel_names": {str(number): name for number, name in enumerate(dataset.channel_names)},
         "file_ending": dataset.file_ending,
         "sites": {site: list(cases) for site, cases in sorted(dataset.sites.items())},

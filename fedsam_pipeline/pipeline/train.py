@@ -21,6 +21,7 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
 from fedsam_pipeline.flower.simulation import Grid, simulate
+from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.bundle import ADAPTER_FILE, BUNDLE_FILE, BundleInfo, write_adapter, write_documents
 from fedsam_pipeline.pipeline.environment import hardware, versions
@@ -160,7 +161,7 @@ class TrainingRun:
         return {
             "protocol": setup.protocol,
             "sites": [site.site for site in setup.sites],
-            "cases_sha256": sha256_of([[site.site, site.train_cases, site.val_cases] for site in setup.sites]),
+            "cases_sha256": sha256_of([_cases_of(site) for site in setup.sites]),
             **setup.model.agreement(),
             **asdict(setup.schedule),
         }
@@ -311,3 +312,8 @@ class TrainingRun:
     def _save_state(self, **changes: Any) -> None:
         self.state |= changes
         write_json(self._folder / "run.json", self.state)
+
+
+def _cases_of(site: SiteSetup) -> list[Any]:
+    """What a site trains on and is scored with, and which classes it annotated where that is not all of them."""
+    return [site.site, site.train_cases, site.val_cases, *([site.annotated] if site.annotated else [])]

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsam_pipeline.cores import usable_cores
+from fedsam_pipeline.dataset.label_scheme import read_label_scheme
+from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
@@ -41,6 +43,8 @@ class TrainRequest:
     seed: int = 0
     device: str = "auto"
     workers: int | None = None
+    gpu_memory_target: float | None = None
+    """GiB"""
     random_encoder: bool = False
     resume: bool = False
     overwrite: bool = False
@@ -90,6 +94,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     folds = _fold(preprocessed, request.fold, sites, dataset.get("patients", {}))
     store = store_folder(preprocessed, plans)
     _check_store(store, sites, plan_again)
+    annotated = _annotated(dataset, preprocessed / "dataset.json")
     schedule = _schedule(plans, recipe, request, len(sites))
     owner = {case: site for site, cases in sites.items() for case in cases}
     if request.protocol == "federated":
@@ -101,7 +106,9 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     adaptation = f"{recipe.name}{'-random_encoder' if request.random_encoder else ''}__{request.plans_name}__{CONFIGURATION}"
     model = ModelSetup(plans, recipe, weights, request.random_encoder)
     return [
-        _run_setup(results / preprocessed.name / adaptation, name, members, folds, store, owner, model, schedule, request, dataset)
+        _run_setup(
+            results / preprocessed.name / adaptation, name, members, folds, store, owner, annotated, model, schedule, request, dataset
+        )
         for name, members in groups
     ]
 
@@ -113,6 +120,7 @@ def _run_setup(
     folds: Mapping[str, set[str]],
     store: Path,
     owner: dict[str, str],
+    annotated: Mapping[str, tuple[int, ...]],
     model: ModelSetup,
     schedule: RunSchedule,
     request: TrainRequest,
@@ -131,11 +139,22 @@ def _run_setup(
             state_folder=(fold / "sites" / site).absolute(),
             device=choose_device(request.device).type,
             num_threads=max(1, usable_cores() // workers),
+            execution_file=(fold / "execution" / f"{site}.json").absolute(),
+            memory_target=None if request.gpu_memory_target is None else int(request.gpu_memory_target * (1 << 30)),
+            workers=workers,
+            annotated={name: values for name, values in annotated.items() if name in {owner[case] for case in cases}},
         )
         for site, cases in members.items()
     )
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
     return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset)
+
+
+def _annotated(dataset: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """Site to the foreground values it annotated, of the sites that did not annotate every class."""
+    labels = read_label_scheme(dataset, path)
+    sites = {*dataset["sites"], *dataset.get("test_sites", {})}
+    return labels.annotated(read_site_labels(dataset, path, sites, labels))
 
 
 def _schedule(plans: Plans, recipe: Recipe, request: TrainRequest, num_sites: int) -> RunSchedule:

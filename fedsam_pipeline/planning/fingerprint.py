@@ -1,7 +1,8 @@
-"""The fingerprint of a case and of a site."""
+"""Measuring the cases of a site."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedsam_pipeline.dataset.integrity import verify_case
+from fedsam_pipeline.dataset.label_scheme import mark_ignored
 from fedsam_pipeline.dataset.raw import RawDataset
 from fedsam_pipeline.dataset.volume import Volume, to_canonical
 from fedsam_pipeline.errors import FedsamError
@@ -22,49 +24,49 @@ from fedsam_pipeline.planning.grids import (
     linear_position,
     log_position,
 )
-from fedsam_pipeline.planning.merge import pool_fingerprints
+from fedsam_pipeline.planning.measures import CaseMeasures, ChannelMeasures, SiteMeasures
 from fedsam_pipeline.preprocessing.crop import crop, nonzero_box
 from fedsam_pipeline.preprocessing.normalize import mean_and_std
 from fedsam_pipeline.preprocessing.workers import CaseOutcome, CaseWorkers
-from fedsam_pipeline.specs.fingerprint import (
-    CASE_MASS,
-    ChannelFingerprint,
-    ClassFingerprint,
-    Counts,
-    Fingerprint,
-    IntensityMoments,
-)
+from fedsam_pipeline.specs.fingerprint import CASE_MASS
 
 log = logging.getLogger(__name__)
 
 
-def fingerprint_site(dataset: RawDataset, site: str, *, num_processes: int = 1) -> Fingerprint:
-    """Reads, checks and measures every case of a site, one case a worker in memory.
+def fingerprint_site(dataset: RawDataset, site: str, *, num_processes: int = 1) -> SiteMeasures:
+    """Reads, checks and measures every case of a site, one case a worker in memory; nothing of it leaves before ``privacy.release``.
 
     Raises:
         FedsamError: a case does not pass ``verify_case``; all that fail are named.
         RuntimeError: a case failed for another reason.
     """
+    measures = SiteMeasures(dataset.name, dataset.labels, dataset.channel_names)
+    failed = []
     with CaseWorkers(num_processes) as workers:
-        outcomes = list(workers.work(partial(fingerprint_case, dataset), sorted(dataset.sites[site]), f"fingerprint {site}"))
-    if failed := [outcome for outcome in outcomes if outcome.error is not None]:
+        for outcome in workers.work(partial(fingerprint_case, dataset), sorted(dataset.sites[site]), f"fingerprint {site}"):
+            if outcome.result is not None:
+                measures.add(outcome.result)
+            else:
+                failed.append(outcome)
+    if failed:
         raise case_failure(site, failed)
-    return pool_fingerprints([outcome.result for outcome in outcomes if outcome.result is not None], num_sites=1)
+    return measures
 
 
-def fingerprint_case(dataset: RawDataset, case: str) -> Fingerprint:
+def fingerprint_case(dataset: RawDataset, case: str) -> CaseMeasures:
     """Verifies one case and measures it; ``FedsamError`` as ``verify_case`` raises it."""
     image, labels = verify_case(dataset, case)
-    return measure_case(image, labels, dataset.name, dataset.channel_names, dataset.labels)
+    labels = replace(labels, array=mark_ignored(labels.array, dataset.ignore_label))  # neither foreground nor of any class
+    return measure_case(image, labels, dataset.labels)
 
 
-def measure_case(image: Volume, labels: Volume, dataset_name: str, channel_names: tuple[str, ...], classes: dict[str, int]) -> Fingerprint:
-    """The fingerprint of one case.
+def measure_case(image: Volume, labels: Volume, classes: dict[str, int]) -> CaseMeasures:
+    """Measures one case.
 
     Args:
         image: (C, Z, Y, X) as read.
-        labels: (Z, Y, X) on the same grid.
-        dataset_name, channel_names, classes: of the dataset; ``classes`` maps names to values, background 0 included.
+        labels: (Z, Y, X) on the same grid; below 0 where nobody annotated.
+        classes: class name to value, background 0 included.
     """
     canonical = to_canonical(image)
     spacing = canonical.geometry.spacing
@@ -72,51 +74,40 @@ def measure_case(image: Volume, labels: Volume, dataset_name: str, channel_names
     mask = crop(to_canonical(labels).array, start, size)
     foreground = mask > 0
     kept = float(np.prod(size)) / float(np.prod(canonical.geometry.size))
-    return Fingerprint(
-        dataset_name=dataset_name,
-        labels=classes,
-        num_sites=1,
-        num_cases=1,
-        spacing=_once(*(linear_position(length, SPACING_STEP) for length in spacing)),
-        size=_once(*size),
-        extent=_once(*(linear_position(voxels * length, EXTENT_STEP) for voxels, length in zip(size, spacing, strict=True))),
-        kept_fraction={linear_position(kept, FRACTION_STEP): 1},
-        channels=tuple(
-            _measure_channel(name, values[foreground])
-            for name, values in zip(channel_names, crop(canonical.array, start, size), strict=True)
+    channels: tuple[ChannelMeasures, ...] = ()
+    if foreground.any():
+        channels = tuple(_measure_channel(values[foreground]) for values in crop(canonical.array, start, size))
+    measured = {name: _measure_class(mask == value, spacing) for name, value in classes.items() if value}
+    return CaseMeasures(
+        geometry=(
+            *(linear_position(length, SPACING_STEP) for length in spacing),
+            *size,
+            *(linear_position(voxels * length, EXTENT_STEP) for voxels, length in zip(size, spacing, strict=True)),
+            linear_position(kept, FRACTION_STEP),
         ),
-        classes={name: _measure_class(mask == value, spacing) for name, value in classes.items() if value},
+        channels=channels,
+        classes={name: found for name, found in measured.items() if found},
     )
 
 
-def _measure_channel(name: str, values: NDArray[np.float32]) -> ChannelFingerprint:
-    """``values``: the foreground voxels, (N,)."""
-    if not values.size:
-        return ChannelFingerprint(name=name, moments=IntensityMoments(), histogram={})
+def _measure_channel(values: NDArray[np.float32]) -> ChannelMeasures:
+    """``values``: the foreground voxels, (N,), at least one."""
     mean, std = mean_and_std(values)
     positions, counts = np.unique(intensity_positions(values), return_counts=True)
-    masses = distribute(counts, CASE_MASS)
-    return ChannelFingerprint(
-        name=name,
-        moments=IntensityMoments(weight=1, mean=mean, m2=std * std),
-        histogram={int(position): mass for position, mass in zip(positions, masses, strict=True) if mass},
-    )
+    masses = np.array(distribute(counts, CASE_MASS))
+    return ChannelMeasures(mean, std * std, positions[masses > 0].astype(np.int32), masses[masses > 0].astype(np.int32))
 
 
-def _measure_class(mask: NDArray[np.bool_], spacing: tuple[float, float, float]) -> ClassFingerprint:
+def _measure_class(mask: NDArray[np.bool_], spacing: tuple[float, float, float]) -> tuple[int, ...]:
+    """Volume, components and the largest component's sides, as ``CLASS_MEASURES`` orders them; nothing where the class is not there."""
     voxels = int(np.count_nonzero(mask))
     if not voxels:
-        return ClassFingerprint(num_cases=0, volume_mm3={}, components={}, extent_mm=({}, {}, {}))
+        return ()
     box = ndimage.find_objects(mask.astype(np.int8))[0]
     components, number = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
     largest = _largest_component(components, number)
     sides = [(part.stop - part.start) * length for part, length in zip(largest, spacing, strict=True)]
-    return ClassFingerprint(
-        num_cases=1,
-        volume_mm3={log_position(voxels * float(np.prod(spacing))): 1},
-        components={int(number): 1},
-        extent_mm=_once(*(log_position(side) for side in sides)),
-    )
+    return (log_position(voxels * float(np.prod(spacing))), int(number), *(log_position(side) for side in sides))
 
 
 def _largest_component(components: NDArray[Any], number: int) -> tuple[slice, slice, slice]:
@@ -124,11 +115,6 @@ def _largest_component(components: NDArray[Any], number: int) -> tuple[slice, sl
     sizes = np.bincount(components.ravel(), minlength=number + 1)[1:]
     box = ndimage.find_objects(components)[int(np.argmax(sizes))]
     return box[0], box[1], box[2]
-
-
-def _once(*positions: int) -> tuple[Counts, Counts, Counts]:
-    z, y, x = positions
-    return {z: 1}, {y: 1}, {x: 1}
 
 
 def case_failure(where: str, failed: Sequence[CaseOutcome[Any]]) -> Exception:

@@ -1,16 +1,18 @@
 """The grids of a fingerprint's counts, fixed before any data is seen, and statistics of such counts.
 
-A grid turns a value into an integer position and a position back into the value at its centre.
+A grid turns a value into an integer position and a position back into the value at its centre. Over the positions of each grid stands a
+binary tree, fixed as well: its nodes are the bins into which a site may join positions (``planning/privacy.py``).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsam_pipeline.specs.fingerprint import Counts
+from fedsam_pipeline.specs.fingerprint import Bin, Counts
 
 SPACING_STEP = 1e-3
 """mm: finer than any scanner's header means"""
@@ -23,6 +25,53 @@ INTENSITY_STEP = 0.005
 """signed-log grid: relative width of a position, so a value is known to 0.25 %"""
 INTENSITY_SCALE = 0.01
 """signed-log grid: around zero the grid is linear, with positions of ``INTENSITY_STEP * INTENSITY_SCALE``"""
+
+
+Node = tuple[int, int]
+"""of a tree: level (0 for single positions) and index; its halves are ``(level - 1, 2 * index)`` and ``(level - 1, 2 * index + 1)``"""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Bins of 1, 2, 4, ... ``2**depth`` positions, each made of two halves; the root starts at ``-offset``.
+
+    All offsets have the binary digits 0101...01. So 0 and the powers of two, where sizes in voxels gather, are no edges of wide bins:
+    values on both sides of them share a narrow one.
+
+    Args:
+        offset: where the root starts.
+        depth: level of the root.
+        lowest: positions below do not exist; bins end there.
+    """
+
+    offset: int
+    depth: int
+    lowest: int
+
+    def node(self, position: int, level: int) -> Node:
+        """The node of ``2**level`` positions that holds ``position``.
+
+        Raises:
+            ValueError: the position lies outside the root.
+        """
+        index = (position + self.offset) >> level
+        if position < self.lowest or not 0 <= index < 1 << (self.depth - level):
+            raise ValueError(f"position {position} lies outside {self.bin((self.depth, 0))}")
+        return level, index
+
+    def bin(self, node: Node) -> Bin:
+        """The positions of a node."""
+        level, index = node
+        low = (index << level) - self.offset
+        return Bin(max(low, self.lowest), low + (1 << level) - 1)
+
+
+LINEAR_TREE = Tree(offset=0x15555555, depth=30, lowest=0)
+"""of the linear grids and of plain numbers"""
+LOG_TREE = Tree(offset=0x555, depth=12, lowest=-0x555)
+"""of the log grid: from below 1e-11 to above 1e23"""
+INTENSITY_TREE = Tree(offset=0x5555, depth=16, lowest=-0x5555)
+"""of the signed-log grid: all numbers of single precision"""
 
 
 def linear_position(value: float, step: float) -> int:
@@ -55,13 +104,18 @@ def intensity_value(position: float) -> float:
     return INTENSITY_SCALE * math.sinh(position * INTENSITY_STEP)
 
 
-def add_counts(parts: Iterable[Mapping[int, int]]) -> Counts:
+def add_counts(parts: Iterable[Mapping[Bin, int]]) -> Counts:
     """Sum of counts; exact, in any order."""
     total: Counts = {}
     for part in parts:
-        for position, count in part.items():
-            total[position] = total.get(position, 0) + count
+        for each, count in part.items():
+            total[each] = total.get(each, 0) + count
     return dict(sorted(total.items()))
+
+
+def exact_counts(counts: Mapping[int, int]) -> Counts:
+    """Counts of single positions."""
+    return {Bin(position, position): count for position, count in sorted(counts.items())}
 
 
 def distribute(counts: NDArray[np.int64], mass: int) -> list[int]:
@@ -77,30 +131,48 @@ def distribute(counts: NDArray[np.int64], mass: int) -> list[int]:
     return shares
 
 
-def quantile(counts: Mapping[int, int], q: float) -> float:
+def quantile(counts: Mapping[Bin, int], q: float) -> float:
     """The position below which the share ``q`` of the counts lies, as ``numpy.quantile`` gives it for the list that the counts stand for.
+
+    What a bin counts is taken at the bin's centre.
 
     Raises:
         ValueError: no counts.
     """
-    total = sum(counts.values())
-    if not total:
-        raise ValueError("no counts")
-    rank = q * (total - 1)
-    below = math.floor(rank)
-    low, high = _at_rank(counts, below), _at_rank(counts, min(below + 1, total - 1))
-    return low + (high - low) * (rank - below)
+    return _quantile(counts, q, lambda each: (each.low + each.high) / 2)
 
 
-def median(counts: Mapping[int, int]) -> float:
+def quantile_range(counts: Mapping[Bin, int], q: float) -> tuple[float, float]:
+    """The lowest and the highest position that ``quantile`` could have, had nothing been coarsened; the same twice where nothing was.
+
+    All counts at the low ends of their bins give the one, all at the high ends the other: a quantile grows with every value of the list.
+
+    Raises:
+        ValueError: no counts.
+    """
+    return _quantile(counts, q, lambda each: each.low), _quantile(counts, q, lambda each: each.high)
+
+
+def median(counts: Mapping[Bin, int]) -> float:
     """The median position."""
     return quantile(counts, 0.5)
 
 
-def _at_rank(counts: Mapping[int, int], rank: int) -> int:
+def _quantile(counts: Mapping[Bin, int], q: float, place: Callable[[Bin], float]) -> float:
+    total = sum(counts.values())
+    if not total:
+        raise ValueError("no counts")
+    placed = sorted((place(each), count) for each, count in counts.items())
+    rank = q * (total - 1)
+    below = math.floor(rank)
+    low, high = _at_rank(placed, below), _at_rank(placed, min(below + 1, total - 1))
+    return low + (high - low) * (rank - below)
+
+
+def _at_rank(placed: list[tuple[float, int]], rank: int) -> float:
     seen = 0
-    for position in sorted(counts):
-        seen += counts[position]
+    for position, count in placed:
+        seen += count
         if rank < seen:
             return position
     raise ValueError(f"rank {rank} of {seen}")

@@ -17,15 +17,15 @@ def channel_plan(channel: ChannelFingerprint, kept_fraction: Counts, rules: Inte
     """nnU-Net's schemes: CT by the channel's name, otherwise a z-score, within the non-zero voxels where cropping removed much.
 
     Raises:
-        FedsamError: a CT channel without a foreground voxel at any site.
+        FedsamError: a CT channel without a foreground voxel that any site releases.
     """
     if channel.name.casefold() in rules.ct_names:
         if not channel.moments.weight:
             raise FedsamError(
                 f"channel {channel.name} cannot be planned: no case has a labelled foreground voxel",
-                found="empty masks only",
+                found="empty masks only, or too few others at every site for its privacy floor",
                 expected="foreground in some case",
-                fix="check labelsTr: the masks hold background only",
+                fix="check labelsTr: do the masks hold background only? Where all data are your own: --privacy_floor 1",
             )
         low, high = (intensity_value(quantile(channel.histogram, q)) for q in rules.ct_clip)
         moments = channel.moments

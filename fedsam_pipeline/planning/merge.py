@@ -36,28 +36,28 @@ def merge_fingerprints(fingerprints: Mapping[str, Fingerprint]) -> Fingerprint:
                     fix="give all sites the same dataset.json (apart from its cases)",
                 )
     members = [fingerprints[site] for site in sites]
-    return pool_fingerprints(members, num_sites=sum(member.num_sites for member in members))
+    return pool_fingerprints(members)
 
 
-def pool_fingerprints(members: Sequence[Fingerprint], num_sites: int) -> Fingerprint:
+def pool_fingerprints(members: Sequence[Fingerprint]) -> Fingerprint:
     """Adds up fingerprints of one dataset, in the order given.
 
     Args:
-        members: at least one; of sites, or of single cases of one site.
-        num_sites: how many sites the result stands for.
+        members: at least one.
     """
     first = members[0]
     return Fingerprint(
         dataset_name=first.dataset_name,
         labels=first.labels,
-        num_sites=num_sites,
+        privacy_floor=min(member.privacy_floor for member in members),
+        num_sites=sum(member.num_sites for member in members),
         num_cases=sum(member.num_cases for member in members),
         spacing=_add_axes(member.spacing for member in members),
         size=_add_axes(member.size for member in members),
         extent=_add_axes(member.extent for member in members),
         kept_fraction=add_counts(member.kept_fraction for member in members),
         channels=tuple(_add_channels(parts) for parts in zip(*(member.channels for member in members), strict=True)),
-        classes={name: _add_classes([member.classes[name] for member in members]) for name in first.classes},
+        classes={name: _add_classes(parts) for name, parts in _by_class(members).items()},
     )
 
 
@@ -77,6 +77,12 @@ def merge_moments(a: IntensityMoments, b: IntensityMoments) -> IntensityMoments:
 def _add_axes(parts: Iterable[tuple[Counts, Counts, Counts]]) -> tuple[Counts, Counts, Counts]:
     z, y, x = zip(*parts, strict=True)
     return add_counts(z), add_counts(y), add_counts(x)
+
+
+def _by_class(members: Sequence[Fingerprint]) -> dict[str, list[ClassFingerprint]]:
+    """The parts of every class that some member releases."""
+    parts = {name: [member.classes[name] for member in members if name in member.classes] for name in sorted(members[0].labels)}
+    return {name: found for name, found in parts.items() if found}
 
 
 def _add_channels(parts: Sequence[ChannelFingerprint]) -> ChannelFingerprint:

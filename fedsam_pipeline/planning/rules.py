@@ -7,6 +7,7 @@ from fedsam_pipeline.planning import intensity_rules as intensity
 from fedsam_pipeline.planning import training_rules as training
 from fedsam_pipeline.planning.decision import Decision
 from fedsam_pipeline.planning.grids import EXTENT_STEP, add_counts, linear_value, log_value, median
+from fedsam_pipeline.planning.precision import precision_notes
 from fedsam_pipeline.planning.thresholds import ResamplingRules, Thresholds, TrainingRules, load_thresholds
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.fingerprint import Fingerprint
@@ -78,7 +79,9 @@ def make_plan(fingerprint: Fingerprint, base: BaseModelSpec, *, plans_name: str 
         fingerprint_sha256=fingerprint.sha256(),
         why=why,
     )
-    return Plans.from_dict(plans.to_dict())
+    notes = precision_notes(fingerprint, plans, size, rules)
+    explained = {name: f"{reason}; {notes[name]}: the privacy floor" if name in notes else reason for name, reason in why.items()}
+    return Plans.from_dict(plans.to_dict() | {"why": explained})
 
 
 def median_size(fingerprint: Fingerprint, spacing: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsam_pipeline.dataset.label_scheme import mark_ignored
 from fedsam_pipeline.dataset.volume import Volume, to_canonical
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.preprocessing.crop import crop, nonzero_box
@@ -73,20 +74,22 @@ def preprocess_image(
     return np.ascontiguousarray(np.moveaxis(image, 1 + plans.slice_axis, 1)), properties
 
 
-def preprocess_labels(labels: Volume, properties: CaseProperties, plans: Plans) -> NDArray[Any]:
+def preprocess_labels(labels: Volume, properties: CaseProperties, plans: Plans, *, ignore: int | None = None) -> NDArray[Any]:
     """Preprocesses the mask that belongs to an image.
 
     Args:
         labels: the mask as read, (Z, Y, X), on the image's grid.
         properties: what ``preprocess_image`` returned.
         plans: the plan.
+        ignore: the value of voxels that nobody annotated, or ``None``.
 
     Returns:
-        (S, H, W), int8, or int16 beyond 127 classes.
+        (S, H, W), int8, or int16 beyond 127 classes; ``IGNORE`` (-1) in place of ``ignore``. Ignored voxels are resampled as a class of
+        their own, and win ties.
     """
-    canonical = to_canonical(labels).array
+    canonical = mark_ignored(to_canonical(labels).array, ignore)
     inside = crop(canonical, properties.crop_start, properties.crop_size)
-    lost = int(np.count_nonzero(canonical)) - int(np.count_nonzero(inside))
+    lost = int(np.count_nonzero(canonical > 0)) - int(np.count_nonzero(inside > 0))
     if lost:
         log.warning(
             "case %s: %d labelled voxels lie where the image is empty (all zero) and are left out of training", properties.case, lost
@@ -104,7 +107,7 @@ def foreground_locations(labels: NDArray[Any], case: str) -> dict[int, NDArray[n
         case: its name.
 
     Returns:
-        class to (N, 3) voxels (s, h, w), ascending; background is left out.
+        class to (N, 3) voxels (s, h, w), ascending; background and ignored voxels are left out.
     """
     seed = int.from_bytes(hashlib.sha256(case.encode("utf-8")).digest()[:8], "little")
     locations = {}

@@ -69,7 +69,8 @@ def resample_labels(labels: NDArray[Any], size: Sequence[int], order: int = 1) -
     """Resamples a label map (Z, Y, X) to ``size``; values and dtype are kept.
 
     Order 1 interpolates each class's mask linearly and keeps, voxel by voxel, the class with the largest share (a running maximum: two
-    volumes in memory whatever the number of classes). Ties go to the smaller label. Order 0 takes the nearest voxel.
+    volumes in memory whatever the number of classes). Ties go to the smaller label, so to ignored voxels (-1) before all. Order 0 takes
+    the nearest voxel.
 
     Raises:
         ValueError: another order, or a shape that is not (Z, Y, X).

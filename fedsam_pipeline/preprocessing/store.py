@@ -65,7 +65,7 @@ class StoredCase:
 
     @cached_property
     def labels(self) -> Any:
-        """blosc2 array (S, H, W), int8 or int16. ``FedsamError`` where the file is missing or broken."""
+        """blosc2 array (S, H, W), int8 or int16, -1 where nobody annotated. ``FedsamError`` where the file is missing or broken."""
         return _open_array(self.folder / f"{self.properties.case}_seg.b2nd", self.record.shape[1:])
 
     @cached_property

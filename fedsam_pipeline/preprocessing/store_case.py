@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fedsam_pipeline.dataset.raw import RawDataset
-from fedsam_pipeline.dataset.volume import read_image, read_labels
+from fedsam_pipeline.dataset.site_mapping import read_mapped_labels
+from fedsam_pipeline.dataset.volume import read_image
 from fedsam_pipeline.preprocessing.preprocess import foreground_locations, preprocess_image, preprocess_labels
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.canonical import sha256_of
@@ -11,10 +12,13 @@ from fedsam_pipeline.specs.plans import Plans
 
 
 def input_signature(dataset: RawDataset, case: str) -> str:
-    """SHA-256 of the name, size and modification time of the case's files, and of its site: what a stored case was made of."""
+    """SHA-256 of what a stored case was made of: name, size and modification time of its files in the order of channels, its site, the
+    ignore label, and how ``site.toml`` maps label values."""
     files = [*dataset.image_paths(case), dataset.label_path(case)]
     facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return sha256_of({"site": dataset.site_of(case), "files": facts})
+    ignored = {} if dataset.ignore_label is None else {"ignore": dataset.ignore_label}
+    mapped = {"labels": dataset.mapping.label_facts()} if dataset.mapping.values else {}
+    return sha256_of({"site": dataset.site_of(case), "files": facts} | ignored | mapped)
 
 
 def store_case(dataset: RawDataset, case: str, plans: Plans, folder: Path) -> bool:
@@ -40,6 +44,8 @@ def store_case(dataset: RawDataset, case: str, plans: Plans, folder: Path) -> bo
     image, properties = preprocess_image(
         read_image(paths), plans, case=case, site=dataset.site_of(case), input_files=[path.name for path in paths]
     )
-    labels = preprocess_labels(read_labels(dataset.label_path(case)), properties, plans)
+    labels = preprocess_labels(
+        read_mapped_labels(dataset.label_path(case), dataset.mapping), properties, plans, ignore=dataset.ignore_label
+    )
     store.write(case, image, labels, properties, foreground_locations(labels, case), **signatures)
     return True

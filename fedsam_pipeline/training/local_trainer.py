@@ -13,7 +13,7 @@ from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe
 from fedsam_pipeline.training.loss import segmentation_loss
 from fedsam_pipeline.training.schedule import learning_rate
-from fedsam_pipeline.training.slab_loader import SlabLoader
+from fedsam_pipeline.training.slab_loader import Batch, SlabLoader
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -53,12 +53,22 @@ class LocalTrainer:
         plans: the plan.
         recipe: the recipe.
         device: where the model is.
+        micro_batch: images that go through the network at once; ``None``: all of a step. Gradients are those of the whole batch.
     """
 
-    def __init__(self, adapted: AdaptedModel, loader: SlabLoader, plans: Plans, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        loader: SlabLoader,
+        plans: Plans,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        micro_batch: int | None = None,
+    ) -> None:
         self._adapted, self._loader, self._recipe, self._device = adapted, loader, recipe, device
         self._autocast = autocast_dtype(device)
-        self._batch = plans.training.effective_batch
+        self._micro_batch = micro_batch or plans.training.effective_batch
         parameters = dict(adapted.model.named_parameters())
         self._parameters = {name: parameters[name] for name in adapted.manifest.trained_names}
         optimizer = recipe.optimizer
@@ -103,7 +113,7 @@ class LocalTrainer:
         started = time.perf_counter()
         for step in range(schedule.local_steps):
             before = time.perf_counter()
-            images, labels = self._loader.batch(schedule.seed, round_number, site, step)
+            batch = self._loader.batch(schedule.seed, round_number, site, step)
             waited += time.perf_counter() - before
             rate = learning_rate(
                 schedule.peak_learning_rate,
@@ -113,23 +123,39 @@ class LocalTrainer:
                 rounds=schedule.rounds,
                 local_steps=schedule.local_steps,
             )
-            total += self._step(images.to(self._device), labels.to(self._device), rate)
+            total += self._step(batch, rate)
             if on_step is not None:
                 on_step(step)
         model.eval()
         return RoundResult(total / schedule.local_steps, rate, time.perf_counter() - started, waited)
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float) -> float:
-        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            logits = self._adapted.model(images)
-        loss = segmentation_loss(logits, labels, self._recipe.loss)
+    def _step(self, batch: Batch, rate: float) -> float:
+        labels = batch.labels.to(self._device)
+        annotated = None if batch.annotated is None else batch.annotated.to(self._device)
+        parts = batch.images.to(self._device).split(self._micro_batch)  # type: ignore[no-untyped-call]
+        if len(parts) == 1:
+            logits = self._forward(parts[0])
+        else:  # what the loss needs of the whole batch are its logits; the parts are computed again one by one for their gradients
+            with torch.no_grad():
+                logits = torch.cat([self._forward(part) for part in parts])
+            logits.requires_grad_()
+        loss = segmentation_loss(logits, labels, self._recipe.loss, annotated)
         value = loss.item()
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the training loss became {value}; lower the learning rate")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if len(parts) > 1:
+            assert logits.grad is not None
+            for part, gradient in zip(parts, logits.grad.split(self._micro_batch), strict=True):  # type: ignore[no-untyped-call]
+                self._forward(part).backward(gradient)  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.optimizer.gradient_clip)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         return value
+
+    def _forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K, H, W) of normalized images (N, 3, H, W)."""
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            return self._adapted.model(images)  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """Cuts the slabs of one optimizer step from a site's preprocessed store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,17 @@ from fedsam_pipeline.training.augment import SlabAugmentation
 from fedsam_pipeline.training.randomness import sample_generator
 
 
+class Batch(NamedTuple):
+    """The slabs of one optimizer step, N = slabs a step x slab depth."""
+
+    images: Tensor
+    """(N, 3, size, size) float32"""
+    labels: Tensor
+    """(N, size, size) int64; -1 where nobody annotated"""
+    annotated: Tensor | None
+    """(N, K) boolean: classes that the slice's site annotated; ``None`` where all were"""
+
+
 class SlabLoader:
     """Random slabs of some cases, foreground oversampled.
 
@@ -24,35 +36,34 @@ class SlabLoader:
         store: the site's preprocessed cases.
         cases: which of them to train on.
         plans: the plan.
+        annotated: case to the foreground values that its site annotated; cases that are not named have all classes annotated.
     """
 
-    def __init__(self, store: CaseStore, cases: Sequence[str], plans: Plans) -> None:
+    def __init__(self, store: CaseStore, cases: Sequence[str], plans: Plans, annotated: Mapping[str, Sequence[int]] | None = None) -> None:
         if not cases:
             raise FedsamError("a site has no training case in this fold", path=store.folder, fix="use another fold, or -f all")
         self.cases = tuple(sorted(cases))
         self._store, self._plans = store, plans
         self._augment = SlabAugmentation(plans.window, plans.training.mirror_axes)
         self._open: dict[str, StoredCase] = {}
+        self._annotated = {case: _flags(values, plans.num_classes) for case, values in (annotated or {}).items() if case in self.cases}
         batch, depth = plans.training.effective_batch, plans.slab_depth
         self.slabs_per_step = max(1, batch // depth)
 
-    def batch(self, seed: int, round_number: int, site: str, step: int) -> tuple[Tensor, Tensor]:
-        """The slabs of one optimizer step.
-
-        Returns:
-            images (N, 3, size, size) float32 and labels (N, size, size) int64, N = slabs a step x slab depth.
-        """
-        images, labels = [], []
+    def batch(self, seed: int, round_number: int, site: str, step: int) -> Batch:
+        """The slabs of one optimizer step."""
+        images, labels, annotated = [], [], []
         for i in range(self.slabs_per_step):
             generator = sample_generator(seed, round_number, site, step * self.slabs_per_step + i)
-            image, label = self._slab(generator)
+            name = self.cases[generator.integers(len(self.cases))]
+            image, label = self._slab(self._case(name), generator)
             images.append(image)
             labels.append(label)
-        return torch.cat(images), torch.cat(labels)
+            annotated.append(self._annotated.get(name, torch.ones(self._plans.num_classes, dtype=torch.bool)).expand(len(label), -1))
+        return Batch(torch.cat(images), torch.cat(labels), torch.cat(annotated) if self._annotated else None)
 
-    def _slab(self, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _slab(self, case: StoredCase, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         plans = self._plans
-        case = self._case(self.cases[generator.integers(len(self.cases))])
         first, origin = self._place(case, generator)
         margin = plans.max_offset
         image = read_slab(case.image, first, plans.slab_depth, margin, origin=origin, window=plans.window)
@@ -85,6 +96,13 @@ class SlabLoader:
             origin = [_anywhere(window, size, generator) for window, size in zip(plans.window, (height, width), strict=True)]
         first = min(max(low, 0), max(0, slices - plans.slab_depth))
         return first, (origin[0], origin[1])
+
+
+def _flags(values: Sequence[int], num_classes: int) -> Tensor:
+    """(K,) boolean, true for background and ``values``."""
+    flags = torch.zeros(num_classes, dtype=torch.bool)
+    flags[[0, *values]] = True
+    return flags
 
 
 def _anywhere(window: int, size: int, generator: np.random.Generator) -> int:

@@ -1,6 +1,8 @@
 """A tiny raw dataset that tests then break."""
 
+import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,25 @@ def write_content(folder: Path, **changes: Any) -> None:
     """Writes dataset.json anew."""
     content = {key: value for key, value in (CONTENT | changes).items() if value is not None}
     (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def skew(path: Path, slope: float) -> None:
+    """Shears the sform of a ``.nii.gz`` file on ``GRID``: x grows by ``slope`` mm for each mm of y."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    assert struct.unpack_from("<h", content, 254)[0] > 0
+    struct.pack_into("<f", content, 284, slope * struct.unpack_from("<f", content, 284 + 16)[0])
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def textured(seed: int) -> Any:
+    """An image on ``GRID`` that differs from every other seed's, (Z, Y, X) float32."""
+    return np.random.default_rng(seed).normal(size=GRID.size).astype(np.float32)
+
+
+def make_textured(root: Path, **changes: Any) -> Path:
+    """As ``make_raw``, with images that are neither constant nor alike: the full report finds nothing."""
+    folder = make_raw(root, **changes)
+    files = sorted([*(folder / "imagesTr").iterdir(), *(folder / "imagesTs").iterdir()])
+    for number, path in enumerate(files):
+        write_image(path, textured(number), GRID)
+    return folder

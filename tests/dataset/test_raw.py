@@ -75,6 +75,20 @@ def test_what_nnunet_and_macos_write_loads(tmp_path: Path) -> None:
     assert dataset.site_labels == {"a": ("organ", "nodule")}
 
 
+def test_partial_labels_regions_and_an_ignore_label_load(tmp_path: Path) -> None:
+    dataset = load_raw_dataset(make_raw(tmp_path, site_labels={"a": ["organ"]}, test_sites={"c": ["t1"]}))
+    assert dataset.site_labels == {"a": ("organ",)}
+    assert dataset.label_scheme.annotated(dataset.site_labels) == {"a": (1,)}
+    write_content(dataset.folder, site_labels={"c": ["organ"]}, test_sites={"c": ["t1"]})
+    assert load_raw_dataset(dataset.folder).site_labels == {"c": ("organ",)}  # a site of test cases only
+    labels = {"background": 0, "whole": [1, 2], "nodule": [2], "ignore": 3}
+    write_content(dataset.folder, labels=labels, regions_class_order=[1, 2], site_labels={"b": ["nodule"]})
+    dataset = load_raw_dataset(dataset.folder)
+    assert dataset.labels == {"background": 0, "whole_1": 1, "nodule": 2}
+    assert (dataset.ignore_label, dataset.regions) == (3, {"whole": (1, 2), "nodule": (2,)})
+    assert dataset.label_scheme.annotated(dataset.site_labels) == {"b": (2,)}
+
+
 def test_an_explicit_dataset_map_loads(tmp_path: Path) -> None:
     folder = make_raw(tmp_path)
     elsewhere = tmp_path / "elsewhere"
@@ -130,8 +144,8 @@ def test_missing_keys_are_named_all_at_once(tmp_path: Path) -> None:
         ({"channel_names": {}}, "channel_names is not usable"),
         ({"channel_names": ["T1", "T2"]}, "channel_names is not usable"),
         ({"labels": ["background"]}, "labels is not usable"),
-        ({"labels": {"background": 0, "whole": [1, 2], "nodule": 2}}, "regions are not supported by this version"),
-        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "ignore label is not supported by this version"),
+        ({"labels": {"background": 0, "whole": [1, 2], "nodule": 2}}, "regions need regions_class_order"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": 3}}, "ignore label is not the highest value"),
         ({"labels": {"background": 0, "organ": 2}}, "not numbered as expected"),
         ({"labels": {"organ": 1}}, "not numbered as expected"),
         ({"labels": {"background": 0}}, "not numbered as expected"),
@@ -151,7 +165,8 @@ def test_missing_keys_are_named_all_at_once(tmp_path: Path) -> None:
         ({"test_sites": {"a": ["t2"]}}, "test_sites names cases that have no files"),
         ({"patients": {"zz": "p"}}, "patients names cases that do not exist"),
         ({"patients": {"a1": 3}}, "patients is not usable"),
-        ({"site_labels": {"a": ["organ"]}}, "partial labels are not supported by this version"),
+        ({"site_labels": {"a": ["background"]}}, "site_labels has sites that annotated nothing"),
+        ({"site_labels": {"a": [1]}}, "site_labels is not usable"),
         ({"site_labels": {"z": ["organ"]}}, "site_labels names sites or classes that do not exist"),
         ({"site_labels": {"a": ["spleen"]}}, "site_labels names sites or classes that do not exist"),
         ({"site_labels": ["organ"]}, "site_labels is not usable"),

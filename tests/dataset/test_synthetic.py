@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_every_tiny_case_is_sound(tmp_path: Path) -> None:
     dataset = make_demo_dataset(tmp_path / NAME, size="tiny")
-    assert {site: len(cases) for site, cases in dataset.sites.items()} == {"site_a": 3, "site_b": 2, "site_c": 2}
+    assert {site: len(cases) for site, cases in dataset.sites.items()} == {"site_a": 5, "site_b": 2, "site_c": 2}
     assert dataset.labels == {"background": 0, "organ": 1, "nodule": 2}
     for case in dataset.cases:
         image, labels = verify_case(dataset, case)

@@ -19,10 +19,21 @@ from tests.entrypoints.planned import write_planned
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
 SCRIPTS: dict[str, str] = PROJECT["project"]["scripts"]
 FLAGS = {
-    "fedsam_plan_and_preprocess": ("-d", "-m", "-p", "-np", "--verify_dataset_integrity", "--no_pp"),
+    "fedsam_plan_and_preprocess": (
+        "-d",
+        "-m",
+        "-p",
+        "-np",
+        "--verify_dataset_integrity",
+        "--fix",
+        "-o",
+        "--no_pp",
+        "--privacy_floor",
+        "--dry_run",
+    ),
     "fedsam_train_federated": (
         *("-d", "-r", "-p", "-f", "-m", "--protocol", "--rounds", "--local_steps", "--lr", "--val_every", "--seed", "-device"),
-        *("--workers", "--random_encoder", "--c", "--overwrite"),
+        *("--workers", "-gpu_memory_target", "--random_encoder", "--c", "--overwrite"),
     ),
     "fedsam_predict": ("-i", "-o", "-d", "-m", "-f", "-device", "--disable_tta"),
     "fedsam_evaluate": ("GT", "PRED", "--dataset_json", "-o", "--chill"),

@@ -34,6 +34,22 @@ def test_counts_equal_set_arithmetic(data: st.DataObject) -> None:
             assert iou_from_counts(table)[label - 1] == pytest.approx(dice / (2 - dice))
 
 
+@given(st.data())
+def test_groups_are_counted_as_one_class_and_ignored_voxels_not_at_all(data: st.DataObject) -> None:
+    shape = data.draw(SHAPES)
+    reference = data.draw(hnp.arrays(np.int16, shape, elements=st.integers(0, 4)))  # 4 is ignored
+    prediction = data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, 3)))
+    groups = [(1, 2, 3), (2, 3), (3,)]
+    table = counts(reference, prediction, 4, groups=groups, ignore=4)
+    kept = reference != 4
+    for row, group in zip(table, groups, strict=True):
+        truth, found = np.isin(reference, group) & kept, np.isin(prediction, group) & kept
+        assert row.tolist() == [(truth & found).sum(), (~truth & found).sum(), (truth & ~found).sum()]
+    plain = counts(reference, prediction, 4, ignore=4)
+    assert np.array_equal(plain, counts(reference, prediction, 4, groups=[(1,), (2,), (3,)], ignore=4))
+    assert np.array_equal(plain, counts(reference[kept], prediction[kept], 4))
+
+
 def test_a_perfect_mask_scores_one_and_false_positives_on_nothing_score_zero() -> None:
     mask = np.array([0, 1, 1, 2])
     assert dice_from_counts(counts(mask, mask, 3)).tolist() == [1, 1]

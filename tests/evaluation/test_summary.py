@@ -102,3 +102,47 @@ def test_the_table_shows_sites_classes_means_and_the_rule() -> None:
     assert lines[5].split() == ["mean", "3", "0.3750", "1.0000", "0.4375"]
     assert lines[6].startswith("Dice: mean over cases")
     assert lines[7] == "absent in both masks, not counted (cases): posterior 2"
+
+
+ONLY_FIRST = np.array([True, False])
+
+
+def test_a_class_that_a_site_did_not_annotate_is_excluded_and_counted() -> None:
+    partial = summarize_site([_table(HALF, WRONG), _table(ABSENT, PERFECT)], ONLY_FIRST)
+    assert partial.classes[0] == 0.5
+    assert np.isnan(partial.classes[1])
+    assert (partial.dice, partial.absent.tolist(), partial.num_cases) == (0.5, [1, 0], 2)
+    assert partial.excluded is not None and partial.excluded.tolist() == [0, 2]
+    whole = summarize_site([_table(PERFECT, HALF)])
+    together = combine_sites({"partial": partial, "whole": whole})
+    assert together.classes.tolist() == [0.75, 0.5]
+    assert together.dice == pytest.approx((0.5 + 0.75) / 2)
+    assert together.excluded is not None and together.excluded.tolist() == [0, 2]
+    sent = json.loads(json.dumps(together.to_dict(["anterior", "posterior"])))
+    assert sent["excluded"] == {"anterior": 0, "posterior": 2}
+    back = SiteDice.from_dict(sent, ["anterior", "posterior"])
+    assert back.excluded is not None and back.excluded.tolist() == [0, 2]
+
+
+def test_fully_annotated_sites_say_nothing_of_exclusion() -> None:
+    assert "excluded" not in combine_sites({"a": summarize_site([_table(HALF, WRONG)])}).to_dict(["anterior", "posterior"])
+    assert '"excluded"' not in json.dumps(summarize(CASES, ["anterior", "posterior"]))
+
+
+def test_excluded_classes_stand_empty_in_the_summary(tmp_path: Path) -> None:
+    partial = CaseScore("c1", "site_c", "gt", "pred", _table(HALF, WRONG), 1000, ONLY_FIRST)
+    summary = summarize([*CASES, partial], ["anterior", "posterior"])
+    write_json(tmp_path / "summary.json", summary)
+    row = summary["metric_per_case"][-1]["metrics"]
+    assert row["1"]["TP"] == 5
+    assert set(row["2"].values()) == {None} and row["2"].keys() == row["1"].keys()
+    assert summary["mean"]["2"] == summarize(CASES, ["anterior", "posterior"])["mean"]["2"]
+    assert summary["sites"]["site_c"]["excluded"] == {"anterior": 0, "posterior": 1}
+    assert format_table(summary).splitlines()[-1] == "not annotated by their site, not scored (cases): posterior 1"
+
+
+def test_regions_have_names_of_their_own(tmp_path: Path) -> None:
+    summary = summarize(CASES, ["whole", "core"], ["(1, 2)", 2])
+    assert summary["labels"] == {"whole": "(1, 2)", "core": 2}
+    assert summary["mean"].keys() == summary["metric_per_case"][0]["metrics"].keys() == {"(1, 2)", "2"}
+    assert summary["sites"]["site_a"]["classes"].keys() == {"whole", "core"}

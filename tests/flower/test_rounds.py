@@ -15,6 +15,7 @@ from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_array
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped, SiteFailed, fedavg
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule
 from fedsam_pipeline.training.slab_loader import SlabLoader
@@ -45,6 +46,7 @@ def setups(folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = 
                 state_folder=folder / "sites" / site,
                 device="cpu",
                 num_threads=1,
+                execution_file=folder / "execution" / f"{site}.json",
             )
         )
     return made
@@ -170,6 +172,19 @@ def test_tensors_that_do_not_travel_stay_at_their_site(tmp_path: Path) -> None:
         kept[setup.site] = CheckpointSeries(setup.state_folder, "state_r").load(3)[f"local/{name}"]
         assert not torch.equal(kept[setup.site], federation.adapted.trained_tensors()[name])
     assert not torch.equal(kept["site_a"], kept["site_b"])
+
+
+def test_each_machine_notes_how_it_carries_out_a_step_and_parts_of_it_train_the_same(tmp_path: Path) -> None:
+    whole = Federation(tmp_path / "whole")
+    expected = whole.run()
+    known = {setup.site: Execution.load(setup.execution_file) for setup in whole.setups}
+    assert all(found.micro_batch == found.batch for found in known.values())
+    divided = Federation(tmp_path / "divided")
+    for setup in divided.setups:
+        known[setup.site].model_copy(update={"micro_batch": 1, "gradient_checkpointing": True}).save(setup.execution_file)
+    for name, tensor in divided.run().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0.05, atol=5e-3)  # bfloat16 where the machine has it
+    assert Execution.load(divided.setups[0].execution_file).micro_batch == 1
 
 
 def test_a_site_refuses_a_plan_it_did_not_agree_to(tmp_path: Path) -> None:
@@ -306,3 +321,48 @@ def test_metrics_hold_numbers_of_the_round(tmp_path: Path) -> None:
     federation.run()
     reply = federation.grid.received[0]
     assert set(reply.content.metric_records[METRICS]) == {"num_examples", "loss", "learning_rate", "seconds", "data_seconds"}
+
+
+def test_a_site_that_annotated_one_class_trains_and_is_scored_with_it_alone(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "as_background"):
+        write_store(folder / "store" / "site_b", [f"site_b_{i}" for i in range(3)], seed=1, site="site_b", offset=0.3, hidden=2)
+    federation = Federation(tmp_path, val_every=2)
+    federation.grid._setups[1] = replace(federation.grid._setups[1], annotated={"site_b": (1,)})
+    tensors = federation.run()
+    scores, _ = federation.loop.evaluate(tensors)
+    assert np.isnan(scores["site_b"].classes[1])
+    assert scores["site_b"].dice == scores["site_b"].classes[0]
+    assert scores["site_b"].excluded is not None and scores["site_b"].excluded.tolist() == [0, 1]
+    assert scores["site_a"].excluded is None and not np.isnan(scores["site_a"].classes).any()
+    validation = federation.records[2].progress["validation"]
+    assert validation["site_b"]["excluded"] == {"organ": 0, "lesion": 1} and validation["site_b"]["classes"]["lesion"] is None
+    report = json.loads((tmp_path / "sites" / "site_b" / "validation.json").read_text())
+    assert [row is None for row in report["cases"][0]["tp_fp_fn"]] == [False, True]
+    assert all("annotated" not in str(dict(message.content.config_records[CONFIG])) for message in federation.grid.sent)
+
+    as_background = Federation(tmp_path / "as_background").run()
+    assert any(not torch.equal(as_background[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_pooled_site_scores_each_owner_by_what_it_annotated_and_skips_ignored_voxels(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"pooled": 3})
+    store = write_store(
+        tmp_path / "store" / "pooled", [f"pooled_{i}" for i in range(4)], ignored=(slice(None), slice(12, None), slice(None))
+    )
+    setup = replace(
+        federation.setups[0],
+        val_cases=("pooled_2", "pooled_3"),
+        train_cases=("pooled_0", "pooled_1"),
+        owner={"pooled_0": "a", "pooled_1": "b", "pooled_2": "a", "pooled_3": "b"},
+        annotated={"b": (1,)},
+    )
+    federation.grid._setups[0] = setup
+    tensors = federation.run()
+    scores, _ = federation.loop.evaluate(tensors)
+    assert scores["a"].excluded is None and scores["b"].excluded is not None
+    assert np.isnan(scores["b"].classes[1])
+    report = json.loads((tmp_path / "sites" / "pooled" / "validation.json").read_text())
+    table = next(row["tp_fp_fn"] for row in report["cases"] if row["case"] == "pooled_2")
+    labels = store.open("pooled_2").labels[:]
+    assert [tp + fn for tp, _, fn in table] == [int((labels == 1).sum()), 0]
+    assert all(sum(row) <= (labels != -1).sum() for row in table)

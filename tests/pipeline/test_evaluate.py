@@ -177,3 +177,53 @@ def test_the_command_prints_the_table_and_the_rule(dataset: Path, tmp_path: Path
 def test_the_command_ends_with_2_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere"), str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_site_is_not_scored_for_what_it_did_not_annotate(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sites: dict[str, Any] = {"sites": {"site_a": ["train"]}, "test_sites": {"site_a": ["a1", "a2"], "site_b": ["b1"]}}
+    whole, _ = evaluate(dataset, tmp_path / "pred")
+    _describe(dataset, **sites, site_labels={"site_b": ["posterior"]})
+    assert main([str(dataset), str(tmp_path / "pred")]) == 0
+    assert "not annotated by their site, not scored (cases): anterior 1" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "pred" / "summary.json").read_text())
+    assert summary["sites"]["site_a"] == whole["sites"]["site_a"]
+    site_b = summary["sites"]["site_b"]
+    assert (site_b["classes"]["anterior"], site_b["excluded"]) == (None, {"anterior": 1, "posterior": 0})
+    assert site_b["dice"] == site_b["classes"]["posterior"] == pytest.approx(2 / 3)
+    assert summary["all_sites"]["classes"]["anterior"] == whole["sites"]["site_a"]["classes"]["anterior"]
+
+    _describe(dataset, **sites, site_labels={"site_b": ["anterior"]})
+    with pytest.raises(FedsamError, match="case b1: the reference mask holds classes that its site says it did not annotate") as caught:
+        evaluate(dataset, tmp_path / "pred")
+    assert "label value 2" in str(caught.value) and "labelsTs/b1.nii.gz" in str(caught.value)
+    _describe(dataset, **sites, site_labels={"site_z": ["anterior"]})
+    with pytest.raises(FedsamError, match="sites or classes that do not exist"):
+        evaluate(dataset, tmp_path / "pred")
+
+
+def test_ignored_voxels_are_not_scored(dataset: Path, tmp_path: Path) -> None:
+    sites = {"test_sites": {"site_a": ["a1", "a2"], "site_b": ["b1"]}}
+    _describe(dataset, labels=LABELS | {"ignore": 3}, **sites)
+    _write(dataset / "labelsTs" / "b1.nii.gz", _mask(2, 3, 3))
+    summary, _ = evaluate(dataset, tmp_path / "pred")  # predicted: 2 1
+    row = summary["metric_per_case"][-1]["metrics"]
+    assert (row["1"]["Dice"], row["2"]["Dice"]) == (None, 1)
+    assert row["2"]["TP"] + row["2"]["TN"] == 24 - 2
+    assert summary["labels"] == {"anterior": 1, "posterior": 2}
+    _write(tmp_path / "pred" / "b1.nii.gz", _mask(2, 3))
+    with pytest.raises(FedsamError, match="case b1: a mask holds values that no label has"):  # no model predicts it
+        evaluate(dataset, tmp_path / "pred")
+
+
+def test_regions_are_scored_as_regions(dataset: Path, tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    sites = {"test_sites": {"site_a": ["a1", "a2"], "site_b": ["b1"]}}
+    _describe(dataset, labels=labels, regions_class_order=[1, 2], **sites)
+    summary, _ = evaluate(dataset, tmp_path / "pred")
+    assert summary["labels"] == {"whole": "(1, 2)", "core": 2}
+    assert summary["sites"]["site_a"]["classes"] == pytest.approx({"whole": (1 + 4 / 5) / 2, "core": 1})
+    assert summary["sites"]["site_b"]["classes"] == pytest.approx({"whole": 1, "core": 2 / 3})
+    assert summary["metric_per_case"][-1]["metrics"]["(1, 2)"]["TP"] == 2
+    _describe(dataset, labels=labels, regions_class_order=[1, 2], site_labels={"site_b": ["core"]}, **sites)
+    with_partial, _ = evaluate(dataset, tmp_path / "pred")
+    assert with_partial["sites"]["site_b"]["classes"] == {"whole": None, "core": pytest.approx(2 / 3)}

@@ -10,7 +10,7 @@ from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.planning import geometry_rules as geometry
 from fedsam_pipeline.planning import intensity_rules as intensity
 from fedsam_pipeline.planning import training_rules as training
-from fedsam_pipeline.planning.grids import intensity_positions
+from fedsam_pipeline.planning.grids import exact_counts, intensity_positions
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import NOT_PLANNED, plan_table, planned_values
 from fedsam_pipeline.planning.thresholds import Thresholds, load_thresholds, parse_thresholds
@@ -140,12 +140,12 @@ def test_slab_depth(spacing: float, extent: float | None, batch: int, expected: 
 
 def channel(name: str, histogram: dict[int, int] | None = None, std: float = 20.0) -> ChannelFingerprint:
     moments = IntensityMoments(weight=1, mean=90.0, m2=std**2)
-    return ChannelFingerprint(name=name, moments=moments, histogram=histogram or {0: CASE_MASS})
+    return ChannelFingerprint(name=name, moments=moments, histogram=exact_counts(histogram or {0: CASE_MASS}))
 
 
 def test_ct_by_name(rules: Thresholds) -> None:
     low, high = intensity_positions(np.array([-100.0, 300.0])).tolist()
-    decision = intensity.channel_plan(channel("CT", {low: CASE_MASS // 2, high: CASE_MASS // 2}), {100: 1}, rules.intensity)
+    decision = intensity.channel_plan(channel("CT", {low: CASE_MASS // 2, high: CASE_MASS // 2}), exact_counts({100: 1}), rules.intensity)
     plan = decision.value
     assert (plan.scheme, plan.mean, plan.std) == ("ct", 90.0, 20.0)
     assert plan.clip_low == pytest.approx(-100, rel=0.005)
@@ -153,18 +153,18 @@ def test_ct_by_name(rules: Thresholds) -> None:
 
 
 def test_a_constant_ct_has_a_std_above_zero(rules: Thresholds) -> None:
-    assert intensity.channel_plan(channel("ct", std=0.0), {1000: 1}, rules.intensity).value.std == 1e-8
+    assert intensity.channel_plan(channel("ct", std=0.0), exact_counts({1000: 1}), rules.intensity).value.std == 1e-8
 
 
 def test_ct_without_foreground(rules: Thresholds) -> None:
     empty = ChannelFingerprint(name="CT", moments=IntensityMoments(), histogram={})
     with pytest.raises(FedsamError, match="no case has a labelled foreground voxel"):
-        intensity.channel_plan(empty, {1000: 1}, rules.intensity)
+        intensity.channel_plan(empty, exact_counts({1000: 1}), rules.intensity)
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(1000, "zscore"), (750, "zscore"), (749, "zscore_nonzero")])
 def test_zscore(kept: int, expected: str, rules: Thresholds) -> None:
-    assert intensity.channel_plan(channel("T1"), {kept: 3}, rules.intensity).value.scheme == expected
+    assert intensity.channel_plan(channel("T1"), exact_counts({kept: 3}), rules.intensity).value.scheme == expected
 
 
 @pytest.mark.parametrize(
@@ -274,8 +274,7 @@ def test_an_anisotropic_ct() -> None:
 
 def test_no_foreground_at_all_is_planned_without_objects() -> None:
     fingerprint = stated()
-    empty = {name: {"num_cases": 0, "volume_mm3": {}, "components": {}, "extent_mm": [{}, {}, {}]} for name in fingerprint.classes}
-    plans = make_plan(type(fingerprint).from_dict(fingerprint.to_dict() | {"classes": empty}), LITE)
+    plans = make_plan(fingerprint.model_copy(update={"classes": {}}), LITE)
     assert plans.prompts.jitter_mm == 0
 
 

@@ -153,6 +153,30 @@ def test_labels_follow_the_image_and_fit_their_type() -> None:
     assert preprocess_labels(as_volume(labels), properties, many).dtype == np.int16
 
 
+def test_ignored_voxels_are_minus_one_in_the_store_whatever_the_resampling() -> None:
+    image = np.random.default_rng(0).normal(100, 10, (1, 6, 8, 8)).astype(np.float32)
+    labels = np.zeros((6, 8, 8), np.int16)
+    labels[:, 2:4, 2:6], labels[:, 4:, :] = 1, 3
+    for spacing in ((1.0, 1.0, 1.0), (1.0, 2.0, 1.5)):
+        _, properties = preprocess_image(as_volume(image, spacing), make_tiny_plans())
+        found = preprocess_labels(as_volume(labels, spacing), properties, make_tiny_plans(), ignore=3)
+        assert found.dtype == np.int8
+        assert set(np.unique(found)) == {-1, 0, 1}  # neither mean nor neighbour of two labels
+        rows = round(4 * spacing[1])
+        np.testing.assert_array_equal(found[:, rows:] == -1, True)
+        np.testing.assert_array_equal(found[:, :rows] == -1, False)
+        assert set(foreground_locations(found, "a")) == {1}
+
+
+def test_ignored_voxels_where_the_image_is_empty_are_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.full((8, 9, 10), 3, np.int16)
+    plans = make_tiny_plans()
+    _, properties = preprocess_image(as_volume(box_image()), plans)
+    with caplog.at_level(logging.WARNING):
+        preprocess_labels(as_volume(labels), properties, plans, ignore=3)
+    assert not caplog.records
+
+
 def test_labels_on_empty_voxels_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.ones((8, 9, 10), np.int16)
     plans = make_tiny_plans()

@@ -10,8 +10,17 @@ from fedsam_pipeline.specs.case import CaseProperties
 SHAPE = (6, 24, 26)
 
 
-def write_store(folder: Path, cases: list[str], *, seed: int = 0, site: str = "site_a", offset: float = 0.0) -> CaseStore:
-    """Cases with a bright block (class 1) and a dark one (class 2)."""
+def write_store(
+    folder: Path,
+    cases: list[str],
+    *,
+    seed: int = 0,
+    site: str = "site_a",
+    offset: float = 0.0,
+    ignored: tuple[slice, slice, slice] | None = None,
+    hidden: int | None = None,
+) -> CaseStore:
+    """Cases with a bright block (class 1) and a dark one (class 2); ``ignored`` voxels are -1, the class ``hidden`` is not annotated."""
     store = CaseStore(folder)
     for index, case in enumerate(cases):
         generator = np.random.default_rng([seed, index])
@@ -20,6 +29,10 @@ def write_store(folder: Path, cases: list[str], *, seed: int = 0, site: str = "s
         labels[2:5, 14:20, 12:20] = 2
         image = generator.normal(offset, 0.2, SHAPE).astype(np.float32)
         image += np.array([0.0, 1.5, -1.5], np.float32)[labels]
+        if hidden is not None:
+            labels[labels == hidden] = 0
+        if ignored is not None:
+            labels[ignored] = -1
         properties = CaseProperties(
             case=case,
             site=site,

@@ -1,4 +1,4 @@
-"""Local training: determinism, schedule, moments, loss, slabs."""
+"""Local training: determinism, schedule, moments, slabs."""
 
 import random
 from pathlib import Path
@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.build import AdaptedModel, build_adapted
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.specs.recipe import LossRecipe, ScheduleRecipe, load_recipe
+from fedsam_pipeline.specs.recipe import ScheduleRecipe, load_recipe
 from fedsam_pipeline.training.augment import SlabAugmentation
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule, TrainingDiverged
-from fedsam_pipeline.training.loss import segmentation_loss, soft_dice_loss
 from fedsam_pipeline.training.randomness import sample_generator
 from fedsam_pipeline.training.schedule import learning_rate
 from fedsam_pipeline.training.slab_loader import SlabLoader
@@ -129,8 +128,32 @@ def test_image_and_labels_move_together() -> None:
 def test_foreground_slabs_hold_foreground(tmp_path: Path) -> None:
     plans = make_tiny_plans(window=(14, 14), image_size=28, slab_depth=1, training={"effective_batch": 16, "foreground_fraction": 1.0})
     loader = SlabLoader(write_store(tmp_path, CASES), CASES, plans)
-    _, labels = loader.batch(0, 1, "a", 0)
+    labels = loader.batch(0, 1, "a", 0).labels
     assert (labels.flatten(1) > 0).any(dim=1).float().mean() > 0.9  # a rotation may carry a voxel out of the window
+
+
+def test_slices_say_what_their_site_annotated(tmp_path: Path) -> None:
+    plans = make_tiny_plans(training={"effective_batch": 16})
+    store = write_store(tmp_path, CASES)
+    whole, partial = SlabLoader(store, CASES, plans), SlabLoader(store, CASES, plans, {"case_2": (1,), "elsewhere": (2,)})
+    plain, batch = whole.batch(0, 1, "a", 0), partial.batch(0, 1, "a", 0)
+    assert plain.annotated is None
+    assert torch.equal(plain.images, batch.images) and torch.equal(plain.labels, batch.labels)
+    assert batch.annotated is not None and batch.annotated.shape == (16, 3)
+    drawn = [CASES[sample_generator(0, 1, "a", i).integers(3)] for i in range(8)]
+    expected = [[True, True, case != "case_2"] for case in drawn for _ in range(plans.slab_depth)]
+    assert batch.annotated.tolist() == expected
+    assert "case_2" in drawn and "case_1" in drawn
+    assert SlabLoader(store, CASES, plans, {"elsewhere": (2,)}).batch(0, 1, "a", 0).annotated is None
+
+
+def test_ignored_voxels_stay_ignored_through_cutting_and_augmentation(tmp_path: Path) -> None:
+    plans = make_tiny_plans(window=(14, 14), training={"effective_batch": 64, "mirror_axes": (0, 1, 2)})  # magnified to 28
+    store = write_store(tmp_path, ["case_1"], ignored=(slice(None), slice(10, None), slice(None)))
+    loader = SlabLoader(store, ["case_1"], plans)
+    labels = loader.batch(0, 1, "a", 0).labels
+    assert np.unique(labels.numpy()).tolist() == [-1, 0, 1]  # no value in between, and no class 2, all of which is ignored here
+    assert 0.2 < (labels == -1).float().mean() < 0.8
 
 
 def test_a_site_without_training_cases_is_refused(tmp_path: Path, tiny_plans: Plans) -> None:
@@ -151,21 +174,3 @@ def test_the_learning_rate_depends_on_the_global_step_only(rounds: int, local_st
     assert all(0 <= rate <= 2.0 for rate in rates)
     top = rates.index(max(rates))
     assert all(later <= earlier + 1e-12 for earlier, later in zip(rates[top:], rates[top + 1 :], strict=False))
-
-
-def test_dice_loss_is_low_for_a_perfect_and_high_for_an_empty_prediction() -> None:
-    labels = torch.zeros(2, 8, 8, dtype=torch.long)
-    labels[:, 2:6, 2:6] = 1
-    perfect = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2) * 50.0
-    empty = torch.zeros(2, 3, 8, 8)
-    empty[:, 0] = 50
-    assert soft_dice_loss(perfect, labels) < 1e-3
-    assert soft_dice_loss(empty, labels) > 0.45  # class 2 is rightly absent, class 1 is missed
-
-
-def test_the_recipe_weighs_the_loss() -> None:
-    logits, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
-    both = segmentation_loss(logits, labels, LossRecipe(dice_weight=2.0, cross_entropy_weight=0.5))
-    dice = segmentation_loss(logits, labels, LossRecipe(dice_weight=1.0, cross_entropy_weight=0.0))
-    entropy = segmentation_loss(logits, labels, LossRecipe(dice_weight=0.0, cross_entropy_weight=1.0))
-    torch.testing.assert_close(both, 2 * dice + 0.5 * entropy)

@@ -1,0 +1,108 @@
+"""A step in parts is the step in one; the probe divides it by memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.build import AdaptedModel, build_adapted
+from fedsam_pipeline.model.recompute import encoder_blocks, set_recompute
+from fedsam_pipeline.specs.execution import Execution
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import load_recipe
+from fedsam_pipeline.training import execution as module
+from fedsam_pipeline.training.execution import apply_execution, choose_execution, memory_budget, probe_image_bytes
+from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule
+from fedsam_pipeline.training.slab_loader import SlabLoader
+from tests.training.stores import write_store
+
+CPU = torch.device("cpu")
+SCHEDULE = RunSchedule(rounds=2, local_steps=2, peak_learning_rate=1e-2, seed=5)
+
+
+@pytest.fixture
+def adapted() -> AdaptedModel:
+    return build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
+
+
+def trained(folder: Path, plans: Plans, *, micro_batch: int | None = None, recompute: bool = False) -> dict[str, torch.Tensor]:
+    model = build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
+    set_recompute(model.model, recompute)
+    store = write_store(folder, ["case_0", "case_1"])
+    loader = SlabLoader(store, ["case_0", "case_1"], plans)
+    trainer = LocalTrainer(model, loader, plans, load_recipe("flap_sam"), CPU, micro_batch=micro_batch)
+    trainer._autocast = None  # in float32, where equal means equal
+    trainer.train_round(SCHEDULE, round_number=1, site="a")
+    return {name: tensor.clone() for name, tensor in model.trained_tensors().items()}
+
+
+@pytest.mark.parametrize(("parts", "recompute"), [(2, False), (4, True), (1, True)])
+def test_a_step_in_parts_trains_the_same_model(tmp_path: Path, tiny_plans: Plans, parts: int, recompute: bool) -> None:
+    whole = trained(tmp_path / "a", tiny_plans)
+    batch = tiny_plans.training.effective_batch
+    assert batch % parts == 0
+    divided = trained(tmp_path / "b", tiny_plans, micro_batch=batch // parts, recompute=recompute)
+    assert whole.keys() == divided.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(divided[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+def test_recomputation_reaches_every_block_and_goes_away(adapted: AdaptedModel) -> None:
+    model = adapted.model
+    images = torch.randn(2, 3, 28, 28)
+    blocks = encoder_blocks(model.image_encoder)
+    assert len(blocks) == 4 and all(isinstance(block, nn.Module) for block in blocks)
+    expected = model(images)
+    set_recompute(model, True)
+    assert all("forward" in vars(block) for block in blocks)
+    torch.testing.assert_close(model(images), expected)
+    set_recompute(model, False)
+    assert not any("forward" in vars(block) for block in blocks)
+
+
+def test_the_probe_changes_nothing_and_is_the_same_every_time(adapted: AdaptedModel) -> None:
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
+    state = torch.get_rng_state()
+    plain = [probe_image_bytes(adapted.model, CPU, None, recompute=False) for _ in range(2)]
+    less = probe_image_bytes(adapted.model, CPU, None, recompute=True)
+    assert plain[0] == plain[1] > less > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in adapted.model.parameters())
+    assert not adapted.model.training
+
+
+def test_memory_divides_the_batch_and_then_costs_recomputation(adapted: AdaptedModel, tmp_path: Path) -> None:
+    model = adapted.model
+    image = probe_image_bytes(model, CPU, None, recompute=False)
+    less = probe_image_bytes(model, CPU, None, recompute=True)
+    plenty = choose_execution(model, 12, CPU, None, 100 * image)
+    assert (plenty.micro_batch, plenty.gradient_checkpointing) == (12, False)
+    tight = choose_execution(model, 12, CPU, None, 5 * image)
+    assert (tight.micro_batch, tight.gradient_checkpointing) == (4, False)  # the largest divisor of 12 up to 5
+    tighter = choose_execution(model, 12, CPU, None, (image + less) // 2)
+    assert (tighter.micro_batch, tighter.gradient_checkpointing) == (1, True)
+    tighter.save(tmp_path / "site_a.json")
+    assert Execution.load(tmp_path / "site_a.json") == tighter
+    apply_execution(model, plenty)
+    with pytest.raises(FedsamError, match=r"does not fit into memory[\s\S]*-gpu_memory_target"):
+        choose_execution(model, 12, CPU, None, less // 2)
+
+
+def test_running_out_of_memory_falls_back_to_recomputation(adapted: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module.probe_image_bytes
+
+    def out_of_memory(*arguments: object, recompute: bool) -> int:
+        if not recompute:
+            raise torch.OutOfMemoryError("probe")
+        return real(adapted.model, CPU, None, recompute=True)
+
+    monkeypatch.setattr(module, "probe_image_bytes", out_of_memory)
+    assert choose_execution(adapted.model, 4, CPU, None, 1 << 30).gradient_checkpointing
+
+
+def test_workers_share_the_memory() -> None:
+    assert memory_budget(CPU, 1 << 30, workers=4) == 1 << 28
+    assert memory_budget(CPU, None) > 0
