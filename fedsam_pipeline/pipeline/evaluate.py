@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fedsam_pipeline.dataset.label_scheme import IGNORE_NAME, LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw import ONLY_SITE
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
+from fedsam_pipeline.dataset.site_mapping import SiteMapping, identity, read_mapped_labels, read_site_mapping
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, describe_difference, read_labels, split_file_ending
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import counts
@@ -31,12 +32,14 @@ class Reference:
         sites: case -> site.
         labels: what the values of a mask mean.
         annotated: site -> the foreground values it annotated, of the sites that did not annotate all.
+        mapping: from the values of the reference masks to those of ``labels``; predictions hold the latter.
     """
 
     masks: dict[str, Path]
     sites: dict[str, str]
     labels: LabelScheme
     annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    mapping: SiteMapping = field(default_factory=lambda: identity(1))
 
 
 def evaluate(
@@ -99,7 +102,7 @@ def score_case(case: str, reference: Path, prediction: Path, known: Reference) -
         FedsamError: the two grids differ, or a mask holds a value that no label has, or one of a class that its site did not annotate;
             names the case.
     """
-    truth, found = read_labels(reference), read_labels(prediction)
+    truth, found = read_mapped_labels(reference, known.mapping), read_labels(prediction)
     if not truth.geometry.same_grid(found.geometry, SAME_GRID_MM):
         raise FedsamError(
             f"case {case}: the prediction has another grid than the reference",
@@ -196,7 +199,9 @@ def load_reference(folder: Path, predicted: set[str], dataset_json: Path | None)
     labels = _labels(content, path)
     sites = _sites(content, masks, masks_folder, path)
     known_sites = {*sites.values(), *content.get("sites", {}), *content.get("test_sites", {})}
-    return Reference(masks, sites, labels, labels.annotated(read_site_labels(content, path, known_sites, labels)))
+    annotated = labels.annotated(read_site_labels(content, path, known_sites, labels))
+    mapping = read_site_mapping(masks_folder.parent, labels, tuple(content.get("channel_names", {}).values()))
+    return Reference(masks, sites, labels, annotated, mapping)
 
 
 def _labels_folder(folder: Path, predicted: set[str]) -> Path:

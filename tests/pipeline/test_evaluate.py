@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsam_pipeline.dataset.volume import Geometry, write_labels
+from fedsam_pipeline.dataset.volume import Geometry, read_labels, write_labels
 from fedsam_pipeline.entrypoints.evaluate import main
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.pipeline.evaluate import evaluate
@@ -44,6 +44,14 @@ def _describe(folder: Path, **keys: Any) -> Path:
     content = {"channel_names": {"0": "MR"}, "labels": LABELS, "file_ending": ".nii.gz"} | keys
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder / "dataset.json"
+
+
+def test_a_sites_own_label_values_are_mapped_before_scoring(dataset: Path, tmp_path: Path) -> None:
+    expected, _ = evaluate(dataset, tmp_path / "pred")
+    for path in (dataset / "labelsTs").iterdir():
+        _write(path, np.array([0, 2, 1], np.uint8)[read_labels(path).array])  # this site numbers its classes the other way round
+    (dataset / "site.toml").write_text('[labels]\n1 = "posterior"\n2 = "anterior"\n')
+    assert evaluate(dataset, tmp_path / "pred")[0]["sites"] == expected["sites"]
 
 
 def test_a_raw_dataset_is_scored_by_site(dataset: Path, tmp_path: Path) -> None:
