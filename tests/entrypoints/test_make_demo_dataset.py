@@ -21,7 +21,7 @@ def test_in_an_empty_folder(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("fedsam_data/raw/Dataset001_Demo")
     assert len(load_raw_dataset(folder).cases) == 9
     assert "not set: using fedsam_data" in out and str(folder) in out
-    assert "site_a 3+1, site_b 2+1, site_c 2+1" in out
+    assert "site_a 5+1, site_b 2+1, site_c 2+1" in out
     assert out.endswith("next: fedsam_plan_and_preprocess -d 1\n")
     assert main(["--size", "tiny"]) == 0  # the same cohort is left as it is
 
