@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_int, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command
 from fedsam_pipeline.model.registry import BASE_MODELS, DEFAULT_BASE_MODEL
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.integrity import fix_into_copy
-from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
+from fedsam_pipeline.pipeline.plan_and_preprocess import DEFAULT_PLANS_NAME, PlanRequest, plan_and_preprocess
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.preprocessing.budget import MAX_PROCESSES
 
@@ -19,7 +19,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-d", metavar="DATASET", help="number or name of the raw dataset; not needed when there is only one")
     parser.add_argument("-m", metavar="BASE_MODEL", default=DEFAULT_BASE_MODEL, help=f"base model: {', '.join(sorted(BASE_MODELS))}")
-    parser.add_argument("-p", metavar="PLANS", default="plans", help="name of the plans, written to PLANS.json")
+    parser.add_argument(
+        "-p",
+        "-overwrite_plans_name",  # nnU-Net's word for it
+        metavar="PLANS",
+        default=DEFAULT_PLANS_NAME,
+        help="name of the plans, written to PLANS.json",
+    )
+    parser.add_argument(
+        "-overwrite_target_spacing",
+        nargs=3,
+        type=positive_float,
+        metavar=("Z", "Y", "X"),
+        help="target spacing in mm in place of the planned one, along superior, posterior and left; the plan needs another name than "
+        f"{DEFAULT_PLANS_NAME}",
+    )
     parser.add_argument(
         "-np",
         type=positive_int,
@@ -34,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fix", action="store_true", help="write a copy of the raw dataset with all safe fixes, verify that, and end")
     parser.add_argument("-o", type=not_negative_int, metavar="N", help="number of the copy that --fix writes (default: the next free one)")
     parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="preprocess all cases again: delete the plan's store, and stores that no plan needs any more, before preprocessing",
+    )
     parser.add_argument(
         "--privacy_floor",
         type=positive_int,
@@ -63,6 +82,8 @@ def _body(arguments: argparse.Namespace) -> int:
         privacy_floor=arguments.privacy_floor,
         dry_run=arguments.dry_run,
         verify=arguments.verify_dataset_integrity,
+        target_spacing=None if arguments.overwrite_target_spacing is None else tuple(arguments.overwrite_target_spacing),
+        clean=arguments.clean,
     )
     return plan_and_preprocess(raw, folders.preprocessed, request)
 

@@ -9,8 +9,17 @@ from fedsam_pipeline.entrypoints.command import command_parser, run_command
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of ``fedsam_predict``."""
-    parser = command_parser("fedsam_predict", "Segments images with a trained model; masks have their image's geometry and format.")
-    parser.add_argument("-i", dest="source", type=Path, required=True, metavar="IMAGES", help="folder of images, or one image")
+    parser = command_parser(
+        "fedsam_predict", "Segments images with a trained model; masks have their image's geometry and format (NIfTI for DICOM)."
+    )
+    parser.add_argument(
+        "-i",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="IMAGES",
+        help="folder of images, or one image; a folder of DICOM slices is one image",
+    )
     parser.add_argument("-o", dest="target", type=Path, required=True, metavar="MASKS", help="folder of masks, or the one mask")
     parser.add_argument("-d", dest="dataset", metavar="DATASET", help="number or name (default: the only trained one)")
     parser.add_argument("-m", dest="model", type=Path, metavar="FOLDER", help="trained run or fold folder (default: the one of -d)")

@@ -13,15 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import SimpleITK
-from tqdm import tqdm
 
+from fedsam_pipeline.dataset.conversion import SourceCase, write_dataset
 from fedsam_pipeline.dataset.image_files import FILE_ENDINGS, geometry_of, read_channels, split_file_ending
-from fedsam_pipeline.dataset.raw import ONLY_SITE, RawDataset, load_raw_dataset
+from fedsam_pipeline.dataset.raw import ONLY_SITE, RawDataset
 from fedsam_pipeline.dataset.raw_checks import assign_sites, read_channel_names, read_labels_key, some
-from fedsam_pipeline.dataset.staging import new_dataset_folder, staged_folder
+from fedsam_pipeline.dataset.staging import new_dataset_folder
 from fedsam_pipeline.dataset.volume import write_image
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.files import read_json, write_json
+from fedsam_pipeline.files import read_json
 
 sitk: Any = SimpleITK  # it ships without types
 
@@ -67,19 +67,12 @@ def convert_msd(
     folder = new_dataset_folder(Path(root), *_number_and_name(source, task.content, number))
     content = _dataset_json(task, source, sites_file)
     channels = len(content["channel_names"])
-    with staged_folder(folder, overwrite=overwrite) as staging:
-        for part in ("imagesTr", "labelsTr"):
-            (staging / part).mkdir()
-        jobs = [(case, path, "imagesTr") for case, path in task.images.items()]
-        if task.test_images:
-            (staging / "imagesTs").mkdir()
-            jobs += [(case, path, "imagesTs") for case, path in task.test_images.items()]
-        for case, path, part in tqdm(jobs, desc="converting", unit="case", disable=None if progress else True):
-            _convert_image(path, staging / part, case, task.file_ending, channels)
-        for case, path in task.labels.items():
-            shutil.copyfile(path, staging / "labelsTr" / f"{case}{task.file_ending}")
-        write_json(staging / "dataset.json", content)
-    return load_raw_dataset(folder)
+    cases = [SourceCase(case, (path,), task.labels.get(case)) for case, path in (task.images | task.test_images).items()]
+
+    def copy_images(case: SourceCase, part: Path) -> None:
+        _convert_image(case.images[0], part, case.name, task.file_ending, channels)
+
+    return write_dataset(folder, source, cases, content, overwrite=overwrite, progress=progress, copy_images=copy_images)
 
 
 def _read_task(source: Path) -> _Task:
@@ -132,7 +125,6 @@ def _dataset_json(task: _Task, source: Path, sites_file: Path | None) -> dict[st
         **{key: task.content[key] for key in _KEPT_KEYS if key in task.content},
         "channel_names": task.content["modality"],
         "labels": {("background" if int(number) == 0 else str(name)): int(number) for number, name in labels.items()},
-        "numTraining": len(task.images),
         "file_ending": task.file_ending,
     }
     read_channel_names(content, path)

@@ -22,6 +22,7 @@ from fedsam_pipeline.dataset.findings import Check, Finding
 from fedsam_pipeline.dataset.image_files import geometry_of, inspect_file, read_file, write_file
 from fedsam_pipeline.dataset.integrity import rounded
 from fedsam_pipeline.dataset.raw import RawDataset
+from fedsam_pipeline.dataset.raw_checks import channel_path
 from fedsam_pipeline.dataset.staging import staged_folder
 from fedsam_pipeline.dataset.straighten import stored_geometry, straighten_nifti, straightened
 from fedsam_pipeline.dataset.volume import Geometry
@@ -149,7 +150,7 @@ def _cases(dataset: RawDataset, copy: Path, checks: dict[str, frozenset[Check]])
             originals = dataset.test_image_paths(case) if test else dataset.image_paths(case)
             original = dataset.folder / "labelsTs" / f"{case}{ending}" if test else dataset.label_path(case)
             files = tuple(
-                (copy / images / f"{case}_{number:04d}{ending}", checks.get(str(path), none))
+                (channel_path(copy / images, f"{case}_{number:04d}", ending), checks.get(str(path), none))
                 for number, path in zip(numbers, originals, strict=True)
             )
             mask = (copy / masks / f"{case}{ending}", checks.get(str(original), none)) if original.is_file() else None
@@ -182,6 +183,8 @@ def _mend(path: Path, checks: frozenset[Check], first: Path | None, *, moved: bo
         mask: whether it is a mask.
     """
     fixes: list[str] = []
+    if path.is_dir():  # a DICOM series is copied as it is
+        return fixes
     if Check.STRAIGHT in checks:
         fixes.append(_straighten(path))
     if not checks - {Check.STRAIGHT} and not (moved and first is not None):

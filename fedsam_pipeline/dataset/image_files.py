@@ -15,6 +15,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from fedsam_pipeline.dataset import nifti_header
+from fedsam_pipeline.dataset.dicom import read_series
 from fedsam_pipeline.dataset.findings import Check
 from fedsam_pipeline.dataset.geometry import Geometry, numbers_text
 from fedsam_pipeline.errors import FedsamError
@@ -96,6 +97,9 @@ def read_channels(path: Path) -> list[Any]:
 
 def _open(path: Path, *, max_channels: int | None) -> tuple[Any | None, list[Fault]]:
     """The image as it lies in the file, if it can be read at all, and what is wrong with it."""
+    if path.is_dir():
+        series = read_series(path)
+        return series.image, [Fault(check, error) for check, error in series.faults]
     faults = list(_file_faults(path)) or list(_nifti_faults(path))
     if any(fault.check is Check.READABLE for fault in faults):
         return None, faults

@@ -113,6 +113,7 @@ def examine_case(dataset: RawDataset, case: str, *, test: bool = False, thorough
     geometry = grid or _unplaced(array)
     image = None if array is None or geometry is None else Volume(array, geometry)
     broken = {finding.path for finding in notes.findings if finding.check in _NOT_REWRITTEN}
+    broken |= {str(path) for path in paths if path.is_dir()}  # nor is a DICOM series
     findings = (replace(finding, fixable=finding.fixable and finding.path not in broken) for finding in notes.findings)
     return Examined(tuple(findings), image, labels)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import (
     assign_sites,
+    channel_path,
     check_files,
     complain,
     find_test_cases,
@@ -119,7 +120,7 @@ class RawDataset:
         return self._channel_paths(self.folder / "imagesTs", case)
 
     def _channel_paths(self, folder: Path, case: str) -> list[Path]:
-        return [folder / f"{case}_{number:04d}{self.file_ending}" for number in self.mapping.channel_files]
+        return [channel_path(folder, f"{case}_{number:04d}", self.file_ending) for number in self.mapping.channel_files]
 
 
 def load_raw_dataset(folder: Path) -> RawDataset:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsam_pipeline.dataset.dicom import is_series_folder
 from fedsam_pipeline.dataset.label_scheme import BACKGROUND_NAME, LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS
 from fedsam_pipeline.errors import FedsamError
@@ -91,7 +92,12 @@ def check_files(explicit: ExplicitCases, path: Path, channels: int) -> None:
     wrong = [f"{case} ({len(images)})" for case, (images, _) in explicit.items() if len(images) != channels]
     if wrong:
         raise complain(path, "cases have a wrong number of channels", found=some(wrong), expected=f"{channels} image files a case")
-    gone = [f"{case} ({file.name})" for case, (images, label) in explicit.items() for file in (*images, label) if not file.is_file()]
+    gone = [
+        f"{case} ({file.name})"
+        for case, (images, label) in explicit.items()
+        for file in (*images, label)
+        if not file.is_file() and not (file in images and is_series_folder(file))
+    ]
     if gone:
         raise complain(path, "files that dataset.json lists are missing", found=some(gone), fix="restore the files, or remove the entries")
 
@@ -232,13 +238,20 @@ def read_site_labels(content: Mapping[str, Any], path: Path, sites: Collection[s
     return {site: tuple(names) for site, names in sorted(value.items())}
 
 
+def channel_path(folder: Path, name: str, ending: str) -> Path:
+    """Where the channel ``CASE_0000`` is: a file with the dataset's ending, or a folder of DICOM slices of that very name."""
+    series = folder / name
+    return series if series.is_dir() else folder / f"{name}{ending}"
+
+
 def _cases_of(folder: Path, ending: str, channels: int) -> list[str]:
     found: dict[str, list[int]] = defaultdict(list)
     unnumbered = []
     for file in _visible(folder):
-        if not file.name.endswith(ending):
+        series = file.is_dir() and is_series_folder(file)
+        if not series and not file.name.endswith(ending):
             continue
-        match = _CHANNEL.match(file.name.removesuffix(ending))
+        match = _CHANNEL.match(file.name if series else file.name.removesuffix(ending))
         if match is None:
             unnumbered.append(file.name)
         else:
@@ -256,6 +269,7 @@ def _cases_of(folder: Path, ending: str, channels: int) -> list[str]:
     for case, numbers in found.items():
         faults += [f"{case}_{number:04d} missing" for number in sorted(wanted - set(numbers))]
         faults += [f"{case}_{number:04d} too many" for number in sorted(set(numbers) - wanted)]
+        faults += [f"{case}_{number:04d} both as a file and as a folder" for number in sorted(wanted) if numbers.count(number) > 1]
     if faults:
         raise complain(
             folder,

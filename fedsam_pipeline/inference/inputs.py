@@ -1,15 +1,22 @@
-"""From ``-i`` and ``-o`` to cases: which files are the channels of which image, and where its mask goes."""
+"""From ``-i`` and ``-o`` to cases: which files are the channels of which image, and where its mask goes.
+
+A channel is a file, or a folder of DICOM slices; a folder's mask is NIfTI.
+"""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsam_pipeline.dataset.dicom import is_series_folder
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS, split_file_ending
 from fedsam_pipeline.errors import FedsamError
 
 CHANNEL_PATTERN = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 """nnU-Net's names: CASE_0000, CASE_0001, ..."""
+DICOM = "DICOM"
+"""format of a folder of slices"""
+DICOM_MASK_ENDING = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -27,20 +34,33 @@ def file_ending(path: Path) -> str | None:
     return None if parts is None else parts[1]
 
 
+def _format(path: Path) -> str | None:
+    """The ending of an image file, ``DICOM`` for a folder of slices, ``None`` for anything else."""
+    return (DICOM if is_series_folder(path) else None) if path.is_dir() else file_ending(path)
+
+
 def _stem(path: Path) -> str:
-    parts = split_file_ending(path.name)
+    parts = None if path.is_dir() else split_file_ending(path.name)
     return path.name if parts is None else parts[0]
+
+
+def _mask_endings(image: Path) -> tuple[str, ...]:
+    """What the name of an image's mask may end in; the first is taken where the user does not say."""
+    image_format = _format(image)
+    assert image_format is not None  # it has been found to be an image
+    return (DICOM_MASK_ENDING, ".nii") if image_format == DICOM else (image_format,)
 
 
 def find_cases(source: Path, target: Path, channel_names: Sequence[str]) -> list[InputCase]:
     """Groups the images of ``source`` into cases and names their masks; reads no image.
 
-    A folder holds nnU-Net's names (``CASE_0000.nii.gz``) or, for models of one channel, plain files. A single file brings its other
-    channels along where it has nnU-Net's name. A mask has its case's name and the ending of its image.
+    A folder holds nnU-Net's names (``CASE_0000.nii.gz``) or, for models of one channel, plain files; folders of DICOM slices count as
+    files. A single file, or a single folder of slices, brings its other channels along where it has nnU-Net's name. A mask has its case's
+    name and the ending of its image, ``.nii.gz`` for DICOM.
 
     Args:
-        source: folder or file.
-        target: folder; or a file, where ``source`` is one.
+        source: folder of images, or one image.
+        target: folder; or a file, where ``source`` is one image.
         channel_names: the channels that the model was trained with, in order.
 
     Returns:
@@ -50,27 +70,29 @@ def find_cases(source: Path, target: Path, channel_names: Sequence[str]) -> list
         FedsamError: nothing there, no image, a wrong number of channels (all such cases are named), two images of one name, or a mask that
             would overwrite an image.
     """
-    if source.is_dir():
+    single = source.is_file() or is_series_folder(source)
+    if single:
+        groups = _group_of_file(source, len(channel_names))
+    elif source.is_dir():
         if file_ending(target) is not None:
             raise FedsamError(
                 "many images cannot become one mask", path=target, found="a file for -o and a folder for -i", fix="give a folder to -o"
             )
-        groups = _group(sorted(path for path in source.iterdir() if path.is_file()), source, len(channel_names))
-    elif source.is_file():
-        groups = _group_of_file(source, len(channel_names))
+        groups = _group(sorted(source.iterdir()), source, len(channel_names))
     else:
         raise FedsamError("the input is missing", path=source, expected="a folder of images, or one image", fix="check -i")
     _check_channels(groups, source, channel_names)
     cases = []
     for case, files in sorted(groups.items()):
-        output = target if file_ending(target) is not None else target / f"{case}{file_ending(files[0])}"
-        if source.is_file() and file_ending(output) != file_ending(files[0]):
+        endings = _mask_endings(files[0])
+        output = target if file_ending(target) is not None else target / f"{case}{endings[0]}"
+        if single and file_ending(output) not in endings:
             raise FedsamError(
-                "the mask must have the format of its image",
+                "the mask must have the format of its image" if len(endings) == 1 else "the mask of a DICOM series is written as NIfTI",
                 path=output,
                 found=file_ending(output),
-                expected=file_ending(files[0]),
-                fix=f"end -o with {file_ending(files[0])}",
+                expected=" or ".join(endings),
+                fix=f"end -o with {endings[0]}",
             )
         if output.resolve() in {path.resolve() for path in files}:
             raise FedsamError("a mask would overwrite its image", path=output, fix="choose another folder for -o")
@@ -80,13 +102,13 @@ def find_cases(source: Path, target: Path, channel_names: Sequence[str]) -> list
 
 def _group(files: Sequence[Path], folder: Path, num_channels: int) -> dict[str, list[Path]]:
     """Case -> files in order of their channels."""
-    images = [path for path in files if file_ending(path) is not None and not path.name.startswith(".")]
+    images = [path for path in files if not path.name.startswith(".") and _format(path) is not None]
     if not images:
         raise FedsamError(
             "no images found",
             path=folder,
             found=", ".join(path.name for path in files[:5]) or "an empty folder",
-            expected=f"files that end in {', '.join(FILE_ENDINGS)}",
+            expected=f"files that end in {', '.join(FILE_ENDINGS)}, or folders of DICOM slices",
             fix="check -i",
         )
     numbered: dict[str, dict[int, list[Path]]] = {}
@@ -110,19 +132,21 @@ def _group(files: Sequence[Path], folder: Path, num_channels: int) -> dict[str, 
 
 
 def _group_of_file(path: Path, num_channels: int) -> dict[str, list[Path]]:
-    ending = file_ending(path)
-    if ending is None:
+    if _format(path) is None:
         raise FedsamError(
             "not a supported image", path=path, found=path.name, expected=f"a file that ends in {', '.join(FILE_ENDINGS)}", fix="convert it"
         )
+    if path.is_dir():
+        path = path.resolve()  # "." has no name
     stem = _stem(path)
     match = CHANNEL_PATTERN.match(stem)
     if match is None:
         return {stem: [path]}
     if num_channels == 1:
         return {match["case"] if int(match["channel"]) == 0 else stem: [path]}
+    ending = "" if path.is_dir() else file_ending(path)
     siblings = (path.with_name(f"{match['case']}_{channel:04d}{ending}") for channel in range(num_channels))
-    return {match["case"]: [sibling for sibling in siblings if sibling.is_file()]}
+    return {match["case"]: [sibling for sibling in siblings if sibling.exists()]}
 
 
 def _check_channels(groups: dict[str, list[Path]], source: Path, channel_names: Sequence[str]) -> None:
@@ -141,7 +165,7 @@ def _check_channels(groups: dict[str, list[Path]], source: Path, channel_names: 
 
 def _complete(files: Sequence[Path], num_channels: int) -> bool:
     """One file a channel, numbered 0 to ``num_channels - 1``, all of one format; or a single plain file for a single channel."""
-    if len(files) != num_channels or len({file_ending(path) for path in files}) != 1:
+    if len(files) != num_channels or len({_format(path) for path in files}) != 1:
         return False
     if num_channels == 1:
         return True

@@ -20,7 +20,7 @@ def cost_table(fingerprint: Fingerprint, plans: Plans) -> str:
         used = name == plans.base_model
         if spec.weights is None and not used:
             continue
-        planned = plans if used else make_plan(fingerprint, spec, plans_name=plans.plans_name)
+        planned = plans if used else make_plan(fingerprint, spec, plans_name=plans.plans_name, target_spacing=plans.target_spacing)
         windows = windows_a_slice(fingerprint, planned)
         cost = windows * encoder_gflop(name, planned.image_size)
         lines.append(f"{name:<14}  {planned.image_size:>5}  {windows:>7}  {cost:>13.4g}{'   <- this plan' if used else ''}")

@@ -15,9 +15,12 @@ from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.paths import dataset_id
+from fedsam_pipeline.pipeline.clean import clean_stores
 from fedsam_pipeline.pipeline.cost_table import cost_table
 from fedsam_pipeline.pipeline.fingerprints import show_fingerprints, write_fingerprints
 from fedsam_pipeline.pipeline.integrity import verify_dataset, write_cheap_report
+from fedsam_pipeline.pipeline.plans_file import changed_values, load_plans
+from fedsam_pipeline.planning.decision import mm
 from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_case
 from fedsam_pipeline.planning.measures import SiteMeasures
 from fedsam_pipeline.planning.rules import make_plan
@@ -29,6 +32,8 @@ from fedsam_pipeline.preprocessing.workers import CaseWorkers
 from fedsam_pipeline.specs.plans import Plans, check_plans_name
 
 COMMAND = "fedsam_plan_and_preprocess"
+DEFAULT_PLANS_NAME = "plans"
+MEND_PLAN = "mend these keys, or delete the file to plan anew"
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ class PlanRequest:
     """What the user asked for: see the flags of the command."""
 
     base_model: str
-    plans_name: str = "plans"
+    plans_name: str = DEFAULT_PLANS_NAME
     num_processes: int | None = None
     """``None``: as many as fit and pay off, see ``preprocessing.budget``"""
     preprocess: bool = True
@@ -48,6 +53,10 @@ class PlanRequest:
     """only show what would leave each site"""
     verify: bool = False
     """all integrity checks first, not only those that measuring makes anyway"""
+    target_spacing: tuple[float, float, float] | None = None
+    """mm, (z, y, x) in canonical axes, in place of the planned one; the plan needs a name of its own"""
+    clean: bool = False
+    """delete the plan's store, and those that no plan needs, before preprocessing"""
 
 
 @dataclass
@@ -75,9 +84,10 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
         FedsamError: the dataset, a flag or an output folder is not usable; nothing is half-written.
     """
     spec = base_model_spec(request.base_model)
-    check_plans_name(request.plans_name)
+    _check_request(request)
     dataset = load_raw_dataset(raw)
     folder = preprocessed_root / dataset.name
+    _check_existing_plan(folder, dataset, request.plans_name)
     num_processes = request.num_processes or default_processes(dataset)
     splits_file = folder / "splits_final.json"
     if splits_file.exists():
@@ -88,7 +98,8 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
             show_fingerprints(dataset, measured, request.privacy_floor, folder)
             return EXIT_DONE
         fingerprint = write_fingerprints(dataset, measured, request.privacy_floor, folder)
-        plans = _kept_or_made(folder, make_plan(fingerprint, spec, plans_name=request.plans_name))
+        made = make_plan(fingerprint, spec, plans_name=request.plans_name, target_spacing=request.target_spacing)
+        plans = _kept_or_made(folder, made, spacing_chosen=request.target_spacing is not None)
         write_json(folder / "dataset.json", _dataset_json(dataset))
         if not splits_file.exists():
             write_json(splits_file, make_splits(dataset.sites, dataset.patients))
@@ -99,19 +110,58 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
         if not request.preprocess:
             print(f"next: {COMMAND} without --no_pp, to preprocess the cases")
             return EXIT_DONE
+        if request.clean:
+            gone = clean_stores(folder, plans)
+            print(f"--clean deleted {', '.join(store.name for store in gone) or 'nothing: no store was there'}")
         outcome = _fill_store(dataset, plans, folder, workers)
         _print_outcome(outcome, dataset, request, log_path)
     return EXIT_SOME_FAILED if outcome.failed else EXIT_DONE
 
 
-def _kept_or_made(folder: Path, made: Plans) -> Plans:
+def _check_request(request: PlanRequest) -> None:
+    """Refuses flags that make no sense together."""
+    check_plans_name(request.plans_name)
+    if request.target_spacing is not None and request.plans_name == DEFAULT_PLANS_NAME:
+        raise FedsamError(
+            "a target spacing of your own needs a plan of its own",
+            found=f"-overwrite_target_spacing for the plan {DEFAULT_PLANS_NAME}, which keeps what the rules give",
+            expected="another name",
+            fix="add -overwrite_plans_name NAME (or -p NAME, which is the same), and train with -p NAME",
+        )
+    if request.clean and (request.dry_run or not request.preprocess):
+        raise FedsamError(
+            "--clean without preprocessing would leave the plan without its store",
+            found=f"--clean {'--dry_run' if request.dry_run else '--no_pp'}",
+            fix="leave --clean out: fingerprints are measured anew in any case",
+        )
+
+
+def _check_existing_plan(folder: Path, dataset: RawDataset, name: str) -> None:
+    """Refuses a plan on disk that was edited into something impossible, before the long work."""
+    path, before = folder / f"{name}.json", folder / "dataset.json"
+    if path.exists():
+        same = before.exists() and read_json(before, fix=f"delete {before.name}; it is written again") == _dataset_json(dataset)
+        load_plans(path, fix=MEND_PLAN, labels=dataset.labels if same else None, channel_names=dataset.channel_names if same else None)
+
+
+def _kept_or_made(folder: Path, made: Plans, *, spacing_chosen: bool) -> Plans:
     """The plan to use: the one on disk where somebody edited it for the same data and base model, else the new one, which is written."""
     path = folder / f"{made.plans_name}.json"
     if path.exists():
-        kept = Plans.load(path, fix="mend these keys, or delete the file to plan anew")
+        kept = Plans.load(path, fix=MEND_PLAN)
         same_origin = (kept.fingerprint_sha256, kept.base_model) == (made.fingerprint_sha256, made.base_model)
         if same_origin and kept.sha256() != made.sha256():
-            print(f"{path} differs from what would be planned now: kept as it is (delete it to plan anew)")
+            load_plans(path, fix=MEND_PLAN, labels=made.labels, channel_names=[channel.name for channel in made.channels])
+            if spacing_chosen and kept.target_spacing != made.target_spacing:
+                raise FedsamError(
+                    "there is a plan of this name with another target spacing",
+                    path=path,
+                    found=mm(kept.target_spacing),
+                    expected=f"{mm(made.target_spacing)}, as -overwrite_target_spacing says",
+                    fix="choose another name with -overwrite_plans_name, or delete the file",
+                )
+            where = ", ".join(changed_values(kept, made)) or "its reasons"
+            print(f"{path} differs from what would be planned now in {where}: kept as it is (delete it to plan anew)")
             return kept
         if not same_origin:
             kept.save(folder / f"{made.plans_name}.before.json")
@@ -171,5 +221,5 @@ def _print_outcome(outcome: StoreOutcome, dataset: RawDataset, request: PlanRequ
     if outcome.failed:
         print(f"{len(outcome.failed)} cases FAILED: {json.dumps(outcome.failed)[1:-1]}\n  tracebacks: {log_path}")
         return
-    options = "" if request.plans_name == "plans" else f" -p {request.plans_name}"
+    options = "" if request.plans_name == DEFAULT_PLANS_NAME else f" -p {request.plans_name}"
     print(f"next: fedsam_train_federated -d {dataset_id(dataset.name)}{options}")

@@ -17,6 +17,7 @@ from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
+from fedsam_pipeline.pipeline.plans_file import load_plans
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
@@ -76,7 +77,12 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
         FedsamError: a file of the preprocessed dataset is missing or broken, a flag does not fit it, or weights are missing.
     """
     plan_again = f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -p {request.plans_name}"
-    plans = Plans.load(preprocessed / f"{request.plans_name}.json", fix=plan_again)
+    dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
+    plans = load_plans(
+        preprocessed / f"{request.plans_name}.json",
+        fix=f"mend these keys, or delete the file and plan again: {plan_again}",
+        labels=read_label_scheme(dataset, preprocessed / "dataset.json").classes,
+    )
     if request.base_model not in (None, plans.base_model):
         raise FedsamError(
             "the plan is for another base model",
@@ -89,7 +95,6 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     recipe = load_recipe(request.recipe)
     spec = base_model_spec(plans.base_model)
     weights = find_weights(spec)
-    dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
     sites: dict[str, list[str]] = {site: sorted(cases) for site, cases in sorted(dataset["sites"].items())}
     folds = _fold(preprocessed, request.fold, sites, dataset.get("patients", {}))
     store = store_folder(preprocessed, plans)

@@ -37,6 +37,12 @@ def target_spacing(fingerprint: Fingerprint, rules: SpacingRules) -> Decision[Tr
     return Decision((spacing[0], spacing[1], spacing[2]), why)
 
 
+def chosen_spacing(spacing: Triple, planned: Decision[Triple]) -> Decision[Triple]:
+    """A target spacing that the user chose in place of the planned one."""
+    lengths = spacing[0], spacing[1], spacing[2]
+    return Decision(lengths, f"set by the user (-overwrite_target_spacing); the rule takes {mm(planned.value)}: {planned.why}")
+
+
 def slice_axis(spacing: Triple, size: Triple, rules: SliceAxisRules) -> Decision[Axis]:
     """The axis to cut slices along.
 

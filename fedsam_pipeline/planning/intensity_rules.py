@@ -4,7 +4,7 @@ from typing import Literal
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.planning.decision import Decision
-from fedsam_pipeline.planning.grids import FRACTION_STEP, intensity_value, linear_value, median, quantile
+from fedsam_pipeline.planning.grids import FRACTION_STEP, intensity_value, linear_value, median, quantile, quantile_range
 from fedsam_pipeline.planning.thresholds import IntensityRules
 from fedsam_pipeline.preprocessing.normalize import MIN_STD
 from fedsam_pipeline.specs.fingerprint import ChannelFingerprint, Counts
@@ -27,7 +27,7 @@ def channel_plan(channel: ChannelFingerprint, kept_fraction: Counts, rules: Inte
                 expected="foreground in some case",
                 fix="check labelsTr: do the masks hold background only? Where all data are your own: --privacy_floor 1",
             )
-        low, high = (intensity_value(quantile(channel.histogram, q)) for q in rules.ct_clip)
+        low, high = _clip(channel.histogram, rules.ct_clip)
         moments = channel.moments
         plan = ChannelPlan(name=channel.name, scheme="ct", clip_low=low, clip_high=high, mean=moments.mean, std=max(moments.std, MIN_STD))
         return Decision(
@@ -44,6 +44,14 @@ def channel_plan(channel: ChannelFingerprint, kept_fraction: Counts, rules: Inte
         f"{channel.name} has no fixed scale: each case's own mean and standard deviation, {where} (cropping keeps {kept:.3g} of the median "
         f"volume, {relation} {rules.nonzero_below:g})",
     )
+
+
+def _clip(histogram: Counts, ends: tuple[float, float]) -> tuple[float, float]:
+    """The values at two quantiles; where both lie in one bin, the values beside it: the first is always below the second."""
+    low, high = (quantile(histogram, q) for q in ends)
+    if low == high:
+        low, high = quantile_range(histogram, ends[0])[0] - 1, quantile_range(histogram, ends[1])[1] + 1
+    return intensity_value(low), intensity_value(high)
 
 
 def encoder_inputs(num_channels: int, mixing: Literal["none", "neighbours"]) -> Decision[EncoderInputs]:

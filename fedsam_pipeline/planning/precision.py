@@ -62,13 +62,10 @@ def spacing_ranges(fingerprint: Fingerprint, rules: SpacingRules) -> Ranges:
     return found[0], found[1], found[2]
 
 
-def size_ranges(fingerprint: Fingerprint, rules: SpacingRules) -> Ranges:
-    """Of the median size (z, y, x) in voxels at target spacing."""
+def size_ranges(fingerprint: Fingerprint, spacings: Ranges) -> Ranges:
+    """Of the median size (z, y, x) in voxels, at a target spacing in ``spacings``."""
     extents = (value_range(counts, 0.5, lambda position: linear_value(max(1, position), EXTENT_STEP)) for counts in fingerprint.extent)
-    z, y, x = (
-        Range(extent.low / spacing.high, extent.high / spacing.low)
-        for extent, spacing in zip(extents, spacing_ranges(fingerprint, rules), strict=True)
-    )
+    z, y, x = (Range(extent.low / spacing.high, extent.high / spacing.low) for extent, spacing in zip(extents, spacings, strict=True))
     return z, y, x
 
 
@@ -79,7 +76,9 @@ def object_ranges(fingerprint: Fingerprint) -> tuple[Range | None, Range | None,
     return z, y, x
 
 
-def precision_notes(fingerprint: Fingerprint, plans: Plans, size: Sequence[float], rules: Thresholds) -> dict[str, str]:
+def precision_notes(
+    fingerprint: Fingerprint, plans: Plans, size: Sequence[float], rules: Thresholds, *, spacing_known: bool = False
+) -> dict[str, str]:
     """What the privacy floor leaves open, for people: name of a planned value to words; values that are known exactly are not named.
 
     Args:
@@ -87,10 +86,13 @@ def precision_notes(fingerprint: Fingerprint, plans: Plans, size: Sequence[float
         plans: made from it.
         size: median size (z, y, x) in voxels at target spacing.
         rules: thresholds.
+        spacing_known: the target spacing does not come from the fingerprint: the user set it.
     """
+    z, y, x = (Range(length, length) for length in plans.target_spacing)
+    spacings = (z, y, x) if spacing_known else spacing_ranges(fingerprint, rules.spacing)
     notes = {
-        "target_spacing": known_to(plans.target_spacing, spacing_ranges(fingerprint, rules.spacing), "mm"),
-        "image_size": known_to(*_in_plane(plans.slice_axis, size, size_ranges(fingerprint, rules.spacing)), "voxels"),
+        "target_spacing": known_to(plans.target_spacing, spacings, "mm"),
+        "image_size": known_to(*_in_plane(plans.slice_axis, size, size_ranges(fingerprint, spacings)), "voxels"),
     }
     for number in range(len(plans.channels)):
         notes[f"channels.{number}"] = _channel_note(fingerprint, plans, number, rules.intensity)
@@ -101,9 +103,10 @@ def precision_notes(fingerprint: Fingerprint, plans: Plans, size: Sequence[float
 
 def known_to(values: Sequence[float], ranges: Sequence[Range], unit: str) -> str:
     """``known to +-0.05 x 0 x 0 mm``, rounded up; empty where all are known exactly."""
-    errors = [each.error(value) for value, each in zip(values, ranges, strict=True)]
-    if not any(error > 1e-8 * abs(value) for value, error in zip(values, errors, strict=True)):
-        return ""  # no more than a plan's nine digits leave open
+    errors = [each.error(value) if each.low < each.high else 0.0 for value, each in zip(values, ranges, strict=True)]
+    errors = [error if error > 1e-8 * abs(value) else 0.0 for value, error in zip(values, errors, strict=True)]  # nine digits leave that
+    if not any(errors):
+        return ""
     return f"known to +-{' x '.join(_rounded_up(error) for error in errors)} {unit}"
 
 
@@ -133,7 +136,7 @@ def _millimetres(position: float) -> float:
 
 def _rounded_up(error: float) -> str:
     """Two significant digits, never less than ``error``."""
-    if error < 1e-8:
+    if not error:
         return "0"
     unit = 10.0 ** (math.floor(math.log10(error)) - 1)
     return f"{math.ceil(error / unit - 1e-9) * unit:.3g}"

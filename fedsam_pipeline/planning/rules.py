@@ -16,7 +16,14 @@ from fedsam_pipeline.specs.plans import Plans, ResamplingPlan, TrainingPlan
 T = TypeVar("T")
 
 
-def make_plan(fingerprint: Fingerprint, base: BaseModelSpec, *, plans_name: str = "plans", thresholds: Thresholds | None = None) -> Plans:
+def make_plan(
+    fingerprint: Fingerprint,
+    base: BaseModelSpec,
+    *,
+    plans_name: str = "plans",
+    thresholds: Thresholds | None = None,
+    target_spacing: tuple[float, float, float] | None = None,
+) -> Plans:
     """Plans a dataset.
 
     Args:
@@ -24,6 +31,7 @@ def make_plan(fingerprint: Fingerprint, base: BaseModelSpec, *, plans_name: str 
         base: the base model.
         plans_name: name of the plan and of its file.
         thresholds: ``None`` takes ``plans/rules.toml``.
+        target_spacing: mm, (z, y, x) in canonical axes, in place of the rule's; all that follows from the spacing follows from this one.
 
     Returns:
         The plan as a file would give it back: floats at nine significant digits.
@@ -33,7 +41,9 @@ def make_plan(fingerprint: Fingerprint, base: BaseModelSpec, *, plans_name: str 
     """
     rules = thresholds or load_thresholds()
     why: dict[str, str] = {}
-    spacing = _decide(why, "target_spacing", geometry.target_spacing(fingerprint, rules.spacing))
+    planned_spacing = geometry.target_spacing(fingerprint, rules.spacing)
+    chosen_spacing = None if target_spacing is None else geometry.chosen_spacing(target_spacing, planned_spacing)
+    spacing = _decide(why, "target_spacing", chosen_spacing or planned_spacing)
     size = median_size(fingerprint, spacing)
     axis = _decide(why, "slice_axis", geometry.slice_axis(spacing, size, rules.slice_axis))
     height, width = (size[other] for other in range(3) if other != axis)
@@ -79,7 +89,7 @@ def make_plan(fingerprint: Fingerprint, base: BaseModelSpec, *, plans_name: str 
         fingerprint_sha256=fingerprint.sha256(),
         why=why,
     )
-    notes = precision_notes(fingerprint, plans, size, rules)
+    notes = precision_notes(fingerprint, plans, size, rules, spacing_known=target_spacing is not None)
     explained = {name: f"{reason}; {notes[name]}: the privacy floor" if name in notes else reason for name, reason in why.items()}
     return Plans.from_dict(plans.to_dict() | {"why": explained})
 

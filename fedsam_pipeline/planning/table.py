@@ -9,7 +9,7 @@ from fedsam_pipeline.specs.plans import ChannelPlan, InputTerm, Plans
 
 def plan_table(plans: Plans, width: int = 120) -> str:
     """A text table of all planned values, in the plan's order, reasons wrapped to ``width`` columns."""
-    rows = [(name, _shown(name, value), plans.why[name]) for name, value in planned_values(plans).items()]
+    rows = [(name, _shown(name, value), plans.why.get(name, "no reason given")) for name, value in planned_values(plans).items()]
     name_width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
     reason_width = max(30, width - name_width - value_width - 4)

@@ -9,6 +9,7 @@ import psutil
 import SimpleITK
 
 from fedsam_pipeline.cores import usable_cores
+from fedsam_pipeline.dataset.dicom import series_voxels, stored_files
 from fedsam_pipeline.dataset.raw import RawDataset
 
 sitk: Any = SimpleITK  # it ships without types
@@ -30,7 +31,7 @@ def default_processes(dataset: RawDataset) -> int:
     """Worker processes for a dataset: one a core, at most ``MAX_PROCESSES``, as many as fit into free memory, none that would spend its
     time starting."""
     paths = [path for case in dataset.cases for path in dataset.image_paths(case)]
-    worthwhile = sum(path.stat().st_size for path in paths) // BYTES_PER_PROCESS
+    worthwhile = sum(file.stat().st_size for path in paths for file in stored_files(path)) // BYTES_PER_PROCESS
     wanted = min(MAX_PROCESSES, usable_cores(), worthwhile)
     if wanted <= 1:
         return 1
@@ -63,6 +64,8 @@ def largest_volume(paths: Iterable[Path]) -> int:
 
 
 def _header_voxels(path: Path) -> int:
+    if path.is_dir():
+        return series_voxels(path)
     if not path.is_file():
         return 0
     reader = sitk.ImageFileReader()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fedsam_pipeline.dataset.dicom import stored_files
 from fedsam_pipeline.dataset.raw import RawDataset
 from fedsam_pipeline.dataset.site_mapping import read_mapped_labels
 from fedsam_pipeline.dataset.volume import read_image
@@ -14,8 +15,9 @@ from fedsam_pipeline.specs.plans import Plans
 def input_signature(dataset: RawDataset, case: str) -> str:
     """SHA-256 of what a stored case was made of: name, size and modification time of its files in the order of channels, its site, the
     ignore label, and how ``site.toml`` maps label values."""
-    files = [*dataset.image_paths(case), dataset.label_path(case)]
-    facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    paths = [*dataset.image_paths(case), dataset.label_path(case)]
+    files = [(file, file.relative_to(path.parent).as_posix()) for path in paths for file in stored_files(path)]
+    facts = [[name, file.stat().st_size, file.stat().st_mtime_ns] for file, name in files]
     ignored = {} if dataset.ignore_label is None else {"ignore": dataset.ignore_label}
     mapped = {"labels": dataset.mapping.label_facts()} if dataset.mapping.values else {}
     return sha256_of({"site": dataset.site_of(case), "files": facts} | ignored | mapped)

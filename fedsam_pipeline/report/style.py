@@ -20,11 +20,13 @@ def site_style(index: int) -> tuple[str, str]:
     return SITE_COLOURS[index % len(SITE_COLOURS)], LINE_STYLES[index // len(SITE_COLOURS) % len(LINE_STYLES)]
 
 
-def new_figure(width: float, height: float, columns: int, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure of ``width`` x ``height`` inches with one row of plain axes."""
+def new_figure(
+    width: float, height: float, columns: int, ratios: Sequence[float] | None = None, *, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``width`` x ``height`` inches with plain axes, row by row."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    grid = figure.subplots(1, columns, squeeze=False, width_ratios=ratios)
-    axes: list[Axes] = list(grid[0])
+    grid = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
+    axes: list[Axes] = list(grid.ravel())
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(MUTED)

@@ -1,15 +1,22 @@
 """Plans: how to see the data. Agreed between all sites by hash; every value carries its reason."""
 
 import re
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.canonical import sha256_of
-from fedsam_pipeline.specs.document import Document
+from fedsam_pipeline.specs.document import Document, Rule
 
-Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+# strict: a plan is edited by hand, and "56" or true in place of a number is a slip to name, not to guess at
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, gt=0)]
+Number = Annotated[float, Field(strict=True)]
+PositiveNumber = Annotated[float, Field(strict=True, gt=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Spacing = tuple[PositiveNumber, PositiveNumber, PositiveNumber]
 
 
 class ChannelPlan(Document):
@@ -21,32 +28,36 @@ class ChannelPlan(Document):
 
     name: str
     scheme: Literal["ct", "zscore", "zscore_nonzero"]
-    clip_low: float | None = None
-    clip_high: float | None = None
-    mean: float | None = None
-    std: PositiveFloat | None = None
+    clip_low: Number | None = None
+    clip_high: Number | None = None
+    mean: Number | None = None
+    std: PositiveNumber | None = None
 
-    @model_validator(mode="after")
-    def _ct_has_numbers(self) -> Self:
-        numbers = (self.clip_low, self.clip_high, self.mean, self.std)
-        if self.scheme == "ct" and any(number is None for number in numbers):
-            raise ValueError("scheme ct needs clip_low, clip_high, mean and std")
-        return self
+    def number_faults(self) -> Iterator[str]:
+        """What does not fit the scheme."""
+        numbers = {"clip_low": self.clip_low, "clip_high": self.clip_high, "mean": self.mean, "std": self.std}
+        missing = [name for name, number in numbers.items() if number is None]
+        if self.scheme == "ct" and missing:
+            yield f"scheme: ct needs clip_low, clip_high, mean and std; {', '.join(missing)} missing"
+        if self.clip_low is not None and self.clip_high is not None and self.clip_low >= self.clip_high:
+            yield f"clip_low: {self.clip_low:g} is not below clip_high, {self.clip_high:g}"
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("scheme", "clip_low", "clip_high", "mean", "std"), number_faults),)
 
 
 class InputTerm(Document):
     """One addend of an encoder input channel: a dataset channel, ``offset`` slices away."""
 
-    channel: int = Field(ge=0)
-    offset: int
+    channel: Whole = Field(ge=0)
+    offset: Whole
 
 
 class PromptPlan(Document):
     """Prompt settings. ``auto`` is prompt-free; ``box`` and ``point`` train with prompts, dropped with probability ``dropout``."""
 
     mode: Literal["auto", "box", "point"]
-    jitter_mm: float = Field(ge=0)
-    dropout: float = Field(ge=0, le=1)
+    jitter_mm: Number = Field(ge=0)
+    dropout: Share
 
 
 class ResamplingPlan(Document):
@@ -60,14 +71,14 @@ class ResamplingPlan(Document):
 class TrainingPlan(Document):
     """Defaults of training that follow from the sizes of the dataset and its sites."""
 
-    effective_batch: PositiveInt
+    effective_batch: Count
     """slices an optimizer step"""
-    rounds: PositiveInt
-    local_steps: PositiveInt
+    rounds: Count
+    local_steps: Count
     """optimizer steps a site takes in one round"""
-    learning_rate: PositiveFloat
-    lora_rank: PositiveInt
-    foreground_fraction: float = Field(ge=0, le=1)
+    learning_rate: PositiveNumber
+    lora_rank: Count
+    foreground_fraction: Share
     """share of slabs that are centred on a foreground slice"""
     mirror_axes: tuple[Literal[0, 1, 2], ...]
     """axes (slice, height, width) along which training mirrors slabs"""
@@ -94,18 +105,18 @@ class Plans(Document):
     plans_name: str
     dataset_name: str
     base_model: str
-    labels: dict[str, int]
+    labels: dict[str, Whole]
     """label name to value, background 0 included"""
     channels: tuple[ChannelPlan, ...] = Field(min_length=1)
     target_spacing: Spacing
     """mm, (z, y, x)"""
     slice_axis: Literal[0, 1, 2]
-    image_size: PositiveInt
+    image_size: Count
     """side of the encoder's square input, pixels"""
-    window: tuple[PositiveInt, PositiveInt]
-    window_overlap: float = Field(ge=0, lt=1)
+    window: tuple[Count, Count]
+    window_overlap: Number = Field(ge=0, lt=1)
     """share of a window that the next one covers again"""
-    slab_depth: PositiveInt
+    slab_depth: Count
     slice_mixing: Literal["none", "neighbours"]
     encoder_inputs: tuple[tuple[InputTerm, ...], tuple[InputTerm, ...], tuple[InputTerm, ...]]
     """per encoder input channel, the terms that are averaged"""
@@ -116,17 +127,39 @@ class Plans(Document):
     why: dict[str, str]
     """the reason of every planned value, by its (dotted) name"""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def label_faults(self) -> Iterator[str]:
+        """Labels that cannot be classes of one softmax."""
         values = sorted(self.labels.values())
         if self.labels.get("background") != 0:
-            raise ValueError("labels: background must be 0")
+            yield "labels: background must be 0"
         if values != list(range(len(values))):
-            raise ValueError(f"labels: values must be consecutive from 0, found {values}")
-        for terms in self.encoder_inputs:
-            if not terms or any(term.channel >= len(self.channels) for term in terms):
-                raise ValueError("encoder_inputs: every input needs terms, each naming an existing channel")
-        return self
+            yield f"labels: values must be consecutive from 0, found {values}"
+
+    def input_faults(self) -> Iterator[str]:
+        """Encoder inputs without a source."""
+        for number, terms in enumerate(self.encoder_inputs):
+            if not terms:
+                yield f"encoder_inputs.{number}: every input needs terms"
+            absent = sorted({term.channel for term in terms if term.channel >= len(self.channels)})
+            if absent:
+                yield f"encoder_inputs.{number}: there is no channel {', '.join(map(str, absent))}"
+
+    def mixing_faults(self) -> Iterator[str]:
+        """Slice mixing that the encoder inputs deny."""
+        if self.slice_mixing == "none" and any(term.offset for terms in self.encoder_inputs for term in terms):
+            yield "slice_mixing: none, but encoder_inputs take terms of other slices (offset is not 0)"
+
+    def slab_faults(self) -> Iterator[str]:
+        """A batch that is no whole number of slabs."""
+        if self.training.effective_batch % self.slab_depth:
+            yield f"slab_depth: {self.slab_depth} does not divide training.effective_batch, {self.training.effective_batch}"
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(("labels",), label_faults),
+        Rule(("encoder_inputs", "channels"), input_faults),
+        Rule(("encoder_inputs", "slice_mixing"), mixing_faults),
+        Rule(("slab_depth", "training"), slab_faults),
+    )
 
     @property
     def num_classes(self) -> int:
@@ -149,9 +182,14 @@ class Plans(Document):
         return sha256_of({key: whole[key] for key in PREPROCESSING_KEYS} | {"code": PREPROCESSING_VERSION})
 
 
+def is_plans_name(name: str) -> bool:
+    """Plans are files beside others: false for names that are no file name, or another file's."""
+    return re.fullmatch(r"[A-Za-z0-9_\-]+", name) is not None and name not in RESERVED_NAMES
+
+
 def check_plans_name(name: str) -> None:
-    """Plans are files beside others: refuses names that are no file name, or another file's."""
-    if not re.fullmatch(r"[A-Za-z0-9_\-]+", name) or name in RESERVED_NAMES:
+    """Refuses what ``is_plans_name`` does not know."""
+    if not is_plans_name(name):
         raise FedsamError(
             "this cannot be the name of a plan",
             found=name,

@@ -23,6 +23,9 @@ FLAGS = {
         "-d",
         "-m",
         "-p",
+        "-overwrite_plans_name",
+        "-overwrite_target_spacing",
+        "--clean",
         "-np",
         "--verify_dataset_integrity",
         "--fix",
@@ -31,6 +34,7 @@ FLAGS = {
         "--privacy_floor",
         "--dry_run",
     ),
+    "fedsam_plot_overlays": ("-d", "-o", "--preprocessed", "-p", "-n", "--channel"),
     "fedsam_train_federated": (
         *("-d", "-r", "-p", "-f", "-m", "--protocol", "--rounds", "--local_steps", "--lr", "--val_every", "--seed", "-device"),
         *("--workers", "-gpu_memory_target", "--random_encoder", "--c", "--overwrite"),
@@ -38,7 +42,7 @@ FLAGS = {
     "fedsam_predict": ("-i", "-o", "-d", "-m", "-f", "-device", "--disable_tta"),
     "fedsam_evaluate": ("GT", "PRED", "--dataset_json", "-o", "--chill"),
     "fedsam_make_demo_dataset": ("-d", "-o", "--size", "--seed", "--overwrite"),
-    "fedsam_convert_dataset": ("msd",),
+    "fedsam_convert_dataset": ("msd", "prostate", "kits19", "ixi", "fets"),
     "fedsam_download_weights": ("base_model", "--from"),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "-device"),
 }

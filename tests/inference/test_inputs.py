@@ -46,6 +46,35 @@ def test_single_files(tmp_path: Path) -> None:
     assert _summary(folder / "a_0001.nii.gz", tmp_path / "out", "T1", "T2") == {"a": (both, "out/a.nii.gz")}
 
 
+def test_dicom_folders_are_images(tmp_path: Path) -> None:
+    folder = _files(tmp_path / "in", "x_0000.nii.gz")
+    for name in ("a_0000", "scan", "empty"):
+        _files(folder / name, *(["1.dcm", "2.dcm"] if name != "empty" else []))
+    assert _summary(folder, tmp_path / "out") == {
+        "a": (["a_0000"], "out/a.nii.gz"),
+        "scan": (["scan"], "out/scan.nii.gz"),
+        "x": (["x_0000.nii.gz"], "out/x.nii.gz"),
+    }
+    assert _summary(folder / "scan", tmp_path / "out") == {"scan": (["scan"], "out/scan.nii.gz")}
+    assert _summary(folder / "a_0000", tmp_path / "mask.nii") == {"a": (["a_0000"], "mask.nii")}
+    with pytest.raises(FedsamError, match="the mask of a DICOM series is written as NIfTI"):
+        find_cases(folder / "scan", tmp_path / "mask.nrrd", ["CT"])
+
+
+def test_dicom_channels_stand_in_folders_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a_0000", "a_0001", "b_0000"):
+        _files(folder / name, "1.dcm")
+    both = ["a_0000", "a_0001"]
+    assert _summary(folder / "a_0000", tmp_path / "out", "T1", "T2") == {"a": (both, "out/a.nii.gz")}
+    with pytest.raises(FedsamError, match="1 of 2 cases have a wrong number of channels: b"):
+        find_cases(folder, tmp_path / "out", ["T1", "T2"])
+    _files(folder, "b_0001.nii.gz")
+    with pytest.raises(FedsamError, match="1 of 2 cases have a wrong number of channels: b"):
+        find_cases(folder, tmp_path / "out", ["T1", "T2"])
+
+
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(FedsamError, match="the input is missing") as caught:
         find_cases(tmp_path / "nowhere", tmp_path / "out", ["MR"])

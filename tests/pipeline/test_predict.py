@@ -16,6 +16,7 @@ from fedsam_pipeline.model.bundle import LoadedModel
 from fedsam_pipeline.pipeline import predict as predict_module
 from fedsam_pipeline.pipeline.predict import common_plans, predict
 from fedsam_pipeline.specs.plans import Plans
+from tests.dataset.series_for_tests import write_series
 from tests.inference.plans_for_tests import make_plans
 
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)  # an orientation that is not canonical
@@ -99,6 +100,33 @@ def test_masks_lie_exactly_where_their_images_lie() -> None:
             index = [int(c * (n - 1)) for c, n in zip(corner, image.GetSize(), strict=True)]
             difference = np.subtract(image.TransformIndexToPhysicalPoint(index), mask.TransformIndexToPhysicalPoint(index))
             assert np.abs(difference).max() < 1e-3
+
+
+def test_a_dicom_series_becomes_a_nifti_mask_in_its_place() -> None:
+    run = _train(_plans(), 0)
+    turn = np.deg2rad(10.0)
+    oblique = (np.cos(turn), -np.sin(turn), 0.0, np.sin(turn), np.cos(turn), 0.0, 0.0, 0.0, 1.0)
+    grid = Geometry((6, 10, 9), (1.0, 1.0, 1.0), (5.0, -3.0, 2.0), oblique)
+    array = np.random.default_rng(0).integers(90, 110, grid.size).astype(np.float32)
+    block = np.zeros(grid.size, bool)
+    block[2:4, 3:8, 2:6] = True
+    array[block] += 1000
+    write_series(Path("scans") / "one", array, grid)
+    write_series(Path("scans") / "two", array[::-1], grid)
+    assert predict(Path("scans"), Path("masks"), model=run, device="cpu") == 0
+    for name, expected in (("one", block), ("two", block[::-1])):
+        mask = read_labels(Path("masks") / f"{name}.nii.gz")
+        assert np.array_equal(mask.array, expected)
+        assert mask.geometry.same_grid(grid, 1e-3)
+    assert predict(Path("scans") / "one", Path("mask.nii.gz"), model=run, device="cpu") == 0
+    assert np.array_equal(read_labels(Path("mask.nii.gz")).array, block)
+
+
+def test_a_dicom_series_with_a_gap_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    run = _train(_plans(), 0)
+    (write_series(Path("scan"), np.zeros((6, 5, 6), np.float32)) / "slice003.dcm").unlink()
+    assert main(["-i", "scan", "-o", "masks", "-m", str(run)]) == 2
+    assert "a series lacks slices" in capsys.readouterr().err
 
 
 def test_one_image_becomes_one_mask_file() -> None:

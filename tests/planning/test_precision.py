@@ -12,7 +12,7 @@ from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.planning.grids import intensity_positions, log_position
 from fedsam_pipeline.planning.measures import CaseMeasures, ChannelMeasures, SiteMeasures
 from fedsam_pipeline.planning.merge import merge_fingerprints
-from fedsam_pipeline.planning.precision import Range, known_to, object_ranges, precision_notes, size_ranges
+from fedsam_pipeline.planning.precision import Range, known_to, object_ranges, precision_notes, size_ranges, spacing_ranges
 from fedsam_pipeline.planning.privacy import release
 from fedsam_pipeline.planning.rules import make_plan, median_size, object_extents
 from fedsam_pipeline.planning.thresholds import load_thresholds
@@ -78,7 +78,9 @@ def test_the_pooled_plan_lies_within_what_is_printed(seed: int, sizes: list[int]
     pooled, released = make_plan(exact, LITE), make_plan(coarse, LITE)
     for true, found, error in zip(pooled.target_spacing, released.target_spacing, printed(released, "target_spacing", 3), strict=True):
         assert abs(true - found) <= error + 1e-8
-    for true, each in zip(median_size(exact, pooled.target_spacing), size_ranges(coarse, RULES.spacing), strict=True):
+    for true, each in zip(
+        median_size(exact, pooled.target_spacing), size_ranges(coarse, spacing_ranges(coarse, RULES.spacing)), strict=True
+    ):
         assert each.low * (1 - 1e-8) <= true <= each.high * (1 + 1e-8)
     for true, found, error in zip(clips(pooled), clips(released), printed(released, "channels.0", 2), strict=True):
         assert abs(true - found) <= error * (1 + 1e-9) + 1e-6
@@ -86,6 +88,19 @@ def test_the_pooled_plan_lies_within_what_is_printed(seed: int, sizes: list[int]
         assert true_extent is not None and extent_range is not None
         assert extent_range.low * (1 - 1e-9) <= true_extent <= extent_range.high * (1 + 1e-9)
     assert pooled.channels[0].mean == pytest.approx(released.channels[0].mean, rel=1e-9)
+
+
+def test_a_spacing_that_the_user_set_is_known_exactly() -> None:
+    generator = np.random.default_rng(0)
+    coarse = fingerprint([[ct_case(generator, (2.0, 2.5, 8.0), (30, 60, 90)) for _ in range(7)]], 5)
+    planned, chosen = make_plan(coarse, LITE), make_plan(coarse, LITE, plans_name="mine", target_spacing=(3.0, 6.0, 6.0))
+    assert chosen.target_spacing == (3.0, 6.0, 6.0)
+    assert "known to" in planned.why["target_spacing"]
+    assert "known to" not in chosen.why["target_spacing"].split("; the rule takes")[0]
+    assert chosen.why["target_spacing"].startswith("set by the user")
+    assert chosen.image_size < planned.image_size  # the same tissue in fewer voxels
+    again = make_plan(coarse, LITE, target_spacing=planned.target_spacing)
+    assert again.to_dict() | {"why": 0} == planned.to_dict() | {"why": 0}
 
 
 def printed(plans: Plans, name: str, number: int) -> list[float]:

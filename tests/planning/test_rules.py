@@ -14,7 +14,7 @@ from fedsam_pipeline.planning.grids import exact_counts, intensity_positions
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import NOT_PLANNED, plan_table, planned_values
 from fedsam_pipeline.planning.thresholds import Thresholds, load_thresholds, parse_thresholds
-from fedsam_pipeline.specs.fingerprint import CASE_MASS, ChannelFingerprint, IntensityMoments
+from fedsam_pipeline.specs.fingerprint import CASE_MASS, Bin, ChannelFingerprint, IntensityMoments
 from fedsam_pipeline.specs.plans import Plans
 from tests.planning.fingerprints import random_site, stated
 
@@ -153,7 +153,17 @@ def test_ct_by_name(rules: Thresholds) -> None:
 
 
 def test_a_constant_ct_has_a_std_above_zero(rules: Thresholds) -> None:
-    assert intensity.channel_plan(channel("ct", std=0.0), exact_counts({1000: 1}), rules.intensity).value.std == 1e-8
+    plan = intensity.channel_plan(channel("ct", std=0.0), exact_counts({1000: 1}), rules.intensity).value
+    assert plan.std == 1e-8
+    assert plan.clip_low is not None and plan.clip_high is not None and plan.clip_low < plan.clip_high
+
+
+def test_both_percentiles_in_one_coarse_bin(rules: Thresholds) -> None:
+    low, high = intensity_positions(np.array([-100.0, 300.0])).tolist()
+    coarse = channel("CT").model_copy(update={"histogram": {Bin(low, high): CASE_MASS}})
+    plan = intensity.channel_plan(coarse, exact_counts({1000: 1}), rules.intensity).value
+    assert plan.clip_low == pytest.approx(-100, rel=0.01)
+    assert plan.clip_high == pytest.approx(300, rel=0.01)
 
 
 def test_ct_without_foreground(rules: Thresholds) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.specs.document import Rule
 from fedsam_pipeline.specs.manifest import Manifest, TensorEntry
 from fedsam_pipeline.specs.plans import PREPROCESSING_KEYS, Plans
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe, recipe_names
@@ -45,7 +46,60 @@ def test_every_fault_is_listed_at_once() -> None:
 
 
 def test_an_unknown_key_is_named() -> None:
-    assert refused_plans(make_tiny_plans().to_dict() | {"slab_dept": 3}).found == "slab_dept: Extra inputs are not permitted"
+    assert refused_plans(make_tiny_plans().to_dict() | {"slab_dept": 3}).found == "slab_dept: unknown key, did you mean slab_depth?"
+    values = make_tiny_plans().to_dict()
+    values["training"]["learning_rat"] = 1
+    values["channels"][0]["schema"] = "ct"
+    values["prompts"]["zzz"] = None
+    found = str(refused_plans(values).found)
+    assert "training.learning_rat: unknown key, did you mean learning_rate?" in found
+    assert "channels.0.schema: unknown key, did you mean scheme?" in found
+    assert "prompts.zzz: unknown key\n" in found + "\n"
+
+
+def test_wrong_types_missing_keys_and_contradictions_are_listed_together() -> None:
+    values = make_tiny_plans().to_dict()
+    del values["window"], values["prompts"]["mode"]
+    values |= {"image_size": "28", "slab_depth": 3, "labels": {"background": 0, "organ": 2}, "slice_mixing": "none", "extra": 1}
+    values["training"]["rounds"] = True
+    values["channels"][0] = {"name": "CT", "scheme": "ct", "clip_low": 5, "clip_high": 1, "mean": "0"}
+    found = str(refused_plans(values).found).splitlines()
+    assert found[0] == f"{len(found) - 1} faults"
+    assert sorted(line.strip() for line in found[1:]) == [
+        'channels.0.mean: Input should be a valid number, found "0"',
+        "extra: unknown key",
+        'image_size: Input should be a valid integer, found "28"',
+        "labels: values must be consecutive from 0, found [0, 2]",
+        "prompts.mode: missing",
+        "slice_mixing: none, but encoder_inputs take terms of other slices (offset is not 0)",
+        "training.rounds: Input should be a valid integer, found true",
+        "window: missing",
+    ]
+    values["training"]["rounds"], values["channels"][0]["mean"] = 2, 0
+    shown = str(refused_plans(values).found)  # judged now that training and the channel are sound
+    assert "slab_depth: 3 does not divide training.effective_batch, 4" in shown
+    assert "channels.0.scheme: ct needs clip_low, clip_high, mean and std; std missing" in shown
+    assert "channels.0.clip_low: 5 is not below clip_high, 1" in shown
+
+
+def test_rules_from_outside_are_judged_with_the_others() -> None:
+    def small(plans: Plans) -> list[str]:
+        return [] if plans.image_size < 20 else ["image_size: too large for this test"]
+
+    rules = (Rule(("image_size",), small),)
+    values = make_tiny_plans().to_dict()
+    with pytest.raises(FedsamError) as caught:
+        Plans.from_dict(values, rules=rules)
+    assert caught.value.found == "image_size: too large for this test"
+    with pytest.raises(FedsamError) as caught:
+        Plans.from_dict(values | {"slab_depth": 0}, rules=rules)
+    assert "2 faults" in str(caught.value.found) and "too large" in str(caught.value.found)
+    with pytest.raises(FedsamError) as caught:
+        Plans.from_dict(values | {"slab_depth": 3}, rules=rules)
+    assert "does not divide" in str(caught.value.found) and "too large" in str(caught.value.found)
+    assert Plans.from_dict(values | {"image_size": 14}, rules=rules).image_size == 14
+    with pytest.raises(FedsamError, match=r"\(document\): "):
+        Plans.from_dict([], rules=rules)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +107,15 @@ def test_an_unknown_key_is_named() -> None:
     [
         ({"labels": {"organ": 0, "lesion": 1}}, "labels: background must be 0"),
         ({"labels": {"background": 0, "organ": 1, "lesion": 3}}, r"labels: values must be consecutive from 0, found \[0, 1, 3\]"),
-        ({"encoder_inputs": [[{"channel": 1, "offset": 0}]] * 3}, "encoder_inputs: every input needs terms"),
-        ({"encoder_inputs": [[], [], []]}, "encoder_inputs: every input needs terms"),
-        ({"channels": [{"name": "CT", "scheme": "ct", "clip_low": -100.0}]}, "scheme ct needs clip_low, clip_high, mean and std"),
+        ({"encoder_inputs": [[{"channel": 1, "offset": 0}]] * 3}, r"encoder_inputs\.0: there is no channel 1"),
+        ({"encoder_inputs": [[], [], []]}, r"encoder_inputs\.2: every input needs terms"),
+        (
+            {"channels": [{"name": "CT", "scheme": "ct", "clip_low": -100.0}]},
+            r"channels\.0\.scheme: ct needs [^;]*; clip_high, mean, std missing",
+        ),
+        ({"slab_depth": 3}, "slab_depth: 3 does not divide training.effective_batch, 4"),
+        ({"slab_depth": 8}, "slab_depth: 8 does not divide"),
+        ({"slice_mixing": "none"}, "slice_mixing: none, but"),
         ({"channels": []}, "channels: "),
         ({"schema_version": 2}, "schema_version: "),
         ({"target_spacing": [1.0, float("nan"), 1.0]}, "target_spacing.1: "),

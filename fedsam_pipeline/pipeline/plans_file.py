@@ -1,0 +1,52 @@
+"""A plan from the preprocessed folder, perhaps edited by hand: all that is wrong with it is said at once, before any long work."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fedsam_pipeline.model.plan_rules import BASE_MODEL_RULES
+from fedsam_pipeline.planning.table import planned_values
+from fedsam_pipeline.specs.document import Rule
+from fedsam_pipeline.specs.plans import Plans
+
+
+def load_plans(path: Path, *, fix: str, labels: Mapping[str, int] | None = None, channel_names: Sequence[str] | None = None) -> Plans:
+    """Reads ``NAME.json`` of a preprocessed dataset.
+
+    Args:
+        path: the file.
+        fix: what the user should do where it is missing or wrong.
+        labels: class name to value, background included, as the dataset has them; ``None`` where the plan may be of another dataset.
+        channel_names: of the dataset, in order; ``None`` likewise.
+
+    Raises:
+        FedsamError: missing, broken, or with keys that are unknown, missing, of another type, out of range, contradicting each other, the
+            base model or the dataset; every one of them is named.
+    """
+
+    def place_faults(plans: Plans) -> Iterator[str]:
+        for key, here, there in (("plans_name", plans.plans_name, path.stem), ("dataset_name", plans.dataset_name, path.parent.name)):
+            if here != there:
+                yield f"{key}: {here}, but the file is {path.parent.name}/{path.name}"
+
+    def label_faults(plans: Plans) -> Iterator[str]:
+        if labels is not None and plans.labels != labels:
+            yield f"labels: {plans.labels}, but dataset.json has {dict(labels)}; labels are changed in the raw dataset"
+
+    def channel_faults(plans: Plans) -> Iterator[str]:
+        names = [channel.name for channel in plans.channels]
+        if channel_names is not None and names != list(channel_names):
+            yield f"channels: {', '.join(names)}, but dataset.json has {', '.join(channel_names)}"
+
+    rules = (
+        *BASE_MODEL_RULES,
+        Rule(("plans_name", "dataset_name"), place_faults),
+        Rule(("labels",), label_faults),
+        Rule(("channels",), channel_faults),
+    )
+    return Plans.load(path, fix=fix, rules=rules)
+
+
+def changed_values(kept: Plans, made: Plans) -> list[str]:
+    """Names of the planned values in which two plans differ."""
+    before, after = planned_values(kept), planned_values(made)
+    return [name for name in before if name not in after or before[name] != after[name]] + [name for name in after if name not in before]
