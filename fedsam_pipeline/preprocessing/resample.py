@@ -61,16 +61,19 @@ def resample(
         return np.asarray(array, dtype=np.float32)
     if coarse_axis is None or coarse_order == order:
         return _resample_once(array, target, order)
+    along = tuple(target[axis] if axis == coarse_axis else array.shape[1 + axis] for axis in range(3))
     in_plane = tuple(array.shape[1 + axis] if axis == coarse_axis else target[axis] for axis in range(3))
+    if coarse_order == 0 and target[coarse_axis] < array.shape[1 + coarse_axis]:  # the same slices, and fewer of them to interpolate
+        return _resample_once(_resample_once(array, along, coarse_order), target, order)
     return _resample_once(_resample_once(array, in_plane, order), target, coarse_order)
 
 
 def resample_labels(labels: NDArray[Any], size: Sequence[int], order: int = 1) -> NDArray[Any]:
     """Resamples a label map (Z, Y, X) to ``size``; values and dtype are kept.
 
-    Order 1 interpolates each class's mask linearly and keeps, voxel by voxel, the class with the largest share (a running maximum: two
-    volumes in memory whatever the number of classes). Ties go to the smaller label, so to ignored voxels (-1) before all. Order 0 takes
-    the nearest voxel.
+    Order 1 interpolates each class's mask linearly and keeps, voxel by voxel, the class with the largest share (a running maximum, and
+    only where something other than background lies near). Ties go to the smaller label, so to ignored voxels (-1) before all. Order 0
+    takes the nearest voxel.
 
     Raises:
         ValueError: another order, or a shape that is not (Z, Y, X).
@@ -84,15 +87,49 @@ def resample_labels(labels: NDArray[Any], size: Sequence[int], order: int = 1) -
     if order == 0 or len(values) == 1:
         index = [_nearest(old, new) for old, new in zip(labels.shape, target, strict=True)]
         return np.ascontiguousarray(labels[np.ix_(*index)])
-    result = np.full(target, values[0], dtype=labels.dtype)
-    best = torch.zeros(target)
+    common = 0 if 0 in values else values[0]
+    result = np.full(target, common, dtype=labels.dtype)
+    steps = [_steps(old, new) for old, new in zip(labels.shape, target, strict=True)]
+    near = [_near(axis, labels != common, step) for axis, step in enumerate(steps)]
+    box = tuple(slice(int(touched[0]), int(touched[-1]) + 1) for touched in near)
+    steps = [tuple(each[part] for each in step) for step, part in zip(steps, box, strict=True)]
+    source = tuple(slice(int(low[0]), int(high[-1]) + 1) for low, high, _ in steps)
+    inside, found = labels[source], result[box]
+    best = torch.full(found.shape, -1.0)
     for value in values:
-        mask = torch.from_numpy((labels == value).astype(np.float32))
-        share = _linear(mask[None], target)[0]
-        better = share > best
-        result[better.numpy()] = value
+        share = torch.from_numpy((inside == value).astype(np.float32))
+        for axis, (low, high, weight) in enumerate(steps):
+            share = _between(share, axis, low - source[axis].start, high - source[axis].start, weight)
+        found[(share > best).numpy()] = value
         torch.maximum(best, share, out=best)
     return result
+
+
+Steps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""for each new voxel of an axis: the old voxel before its centre, the one after, and the weight of the latter"""
+
+
+def _steps(old: int, new: int) -> Steps:
+    """Linear interpolation along one axis."""
+    centres = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    low = centres.astype(np.int64)
+    return low, np.minimum(low + 1, old - 1), (centres - low).astype(np.float32)
+
+
+def _near(axis: int, occupied: NDArray[np.bool_], steps: Steps) -> NDArray[np.int64]:
+    """The new voxels along an axis that an occupied old one contributes to."""
+    planes = occupied.any(axis=tuple(other for other in range(3) if other != axis))
+    low, high, _ = steps
+    between = np.concatenate([[0], np.cumsum(planes)])
+    return np.flatnonzero(between[high + 1] > between[low])
+
+
+def _between(volume: torch.Tensor, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float32]) -> torch.Tensor:
+    """Interpolates (Z, Y, X) along one axis."""
+    shape = [1, 1, 1]
+    shape[axis] = len(weight)
+    before, after = volume.index_select(axis, torch.from_numpy(low)), volume.index_select(axis, torch.from_numpy(high))
+    return before.lerp_(after, torch.from_numpy(weight).reshape(shape))
 
 
 def _checked(array: NDArray[Any], size: Sequence[int], order: int, coarse_order: int) -> Size:
@@ -121,6 +158,8 @@ def _resample_once(array: NDArray[np.float32], size: Sequence[int], order: int) 
 
 def _linear(volume: torch.Tensor, size: Size) -> torch.Tensor:
     """(C, Z, Y, X) to (C, *size), trilinear."""
+    if volume.shape[1] == size[0]:  # slice by slice: half the taps
+        return functional.interpolate(volume, size=size[1:], mode="bilinear", align_corners=False)
     return functional.interpolate(volume[None], size=size, mode="trilinear", align_corners=False)[0]
 
 

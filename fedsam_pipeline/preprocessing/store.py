@@ -191,7 +191,7 @@ def _write_array(path: Path, array: NDArray[Any]) -> None:
             mode="w",
             chunks=chunks,
             blocks=blocks,
-            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1},
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
             dparams={"nthreads": 1},
         )
 
