@@ -25,8 +25,10 @@ HOUNSFIELD = ([0.0, 0.1, 0.5, 1.0], [-1000.0, -200.0, 40.0, 300.0])
 """the phantom's intensities (0 is air) to HU, piecewise linear"""
 
 
-def write_cohort(folder: Path, *, cases: int, side: int, slices: int, seed: int = 0) -> None:
+def write_cohort(folder: Path, *, cases: int, side: int, slices: int, seed: int = 0, even_gaps: bool = True) -> None:
     """Writes labelled volumes of about ``slices`` x ``side`` x ``side`` voxels, 4 to 6 mm apart and 0.65 to 0.9 mm in plane, at two sites.
+
+    Slices lie 4, 5 or 6 mm apart, or with ``even_gaps=False`` any distance between, so that nearly every case must be resampled along z.
 
     Raises:
         FedsamError: the folder exists already or cannot be written to.
@@ -35,7 +37,7 @@ def write_cohort(folder: Path, *, cases: int, side: int, slices: int, seed: int 
     with staged_folder(folder, overwrite=False) as staging:
         for number, name in enumerate(names):
             generator = np.random.default_rng([seed, number])
-            image, labels, spacing = _draw(generator, side, slices)
+            image, labels, spacing = _draw(generator, side, slices, even_gaps)
             geometry = Geometry(size=image.shape, spacing=spacing, origin=(0.0, 0.0, 0.0), direction=tuple(np.eye(3).ravel()))
             write_image(staging / "imagesTr" / f"{name}_0000.nii.gz", image, geometry)
             write_labels(staging / "labelsTr" / f"{name}.nii.gz", labels, geometry)
@@ -53,12 +55,12 @@ def write_cohort(folder: Path, *, cases: int, side: int, slices: int, seed: int 
 
 
 def _draw(
-    generator: np.random.Generator, side: int, slices: int
+    generator: np.random.Generator, side: int, slices: int, even_gaps: bool
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], tuple[float, float, float]]:
     """HU (Z, Y, X), labels of the same shape, spacing (z, y, x) in mm."""
     count = slices + int(generator.integers(-slices // 10, slices // 10 + 1))
     plane = round(float(generator.uniform(0.65, 0.9)), 3)
-    gap = float(generator.choice([4.0, 5.0, 5.0, 6.0]))
+    gap = float(generator.choice([4.0, 5.0, 5.0, 6.0])) if even_gaps else round(float(generator.uniform(4, 6)), 2)
     drawn_gap = 40.0 / count  # the drawn anatomy is about 40 mm long
     image, labels = draw_case(generator, SCANNER, (count, DRAWN_PIXELS, DRAWN_PIXELS), (drawn_gap, DRAWN_PLANE_MM, DRAWN_PLANE_MM))
     enlarged = functional.interpolate(torch.from_numpy(image)[:, None].float(), size=(side, side), mode="bilinear")[:, 0].numpy()

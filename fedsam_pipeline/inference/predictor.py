@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsam_pipeline.inference.prompts import VolumePrompt, image_prompts
 from fedsam_pipeline.inference.windows import AxisWindow, axis_windows, plane_windows
+from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.preprocessing.slabs import (
     SliceableVolume,
     encoder_inputs,
@@ -29,8 +31,8 @@ class SliceModel(Protocol):
         """(N, 3, image_size, image_size) to embeddings (N, E, h, w), slice by slice."""
         ...
 
-    def decode(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(N, E, h, w) to logits (N, K, image_size, image_size)."""
+    def decode(self, embeddings: torch.Tensor, prompts: Prompts | None = None) -> torch.Tensor:
+        """(N, E, h, w) to logits (N, K, image_size, image_size), with the prompts of the N slices."""
         ...
 
 
@@ -78,12 +80,18 @@ class Predictor:
         self.mirrorings = [subset for count in range(len(axes) + 1) for subset in combinations(axes, count)]
 
     @torch.inference_mode()
-    def predict_case(self, image: SliceableVolume, on_progress: Callable[[float], object] | None = None) -> NDArray[np.float32]:
+    def predict_case(
+        self,
+        image: SliceableVolume,
+        on_progress: Callable[[float], object] | None = None,
+        prompts: Sequence[VolumePrompt] = (),
+    ) -> NDArray[np.float32]:
         """Predicts one preprocessed volume.
 
         Args:
             image: (C, S, H, W), array or lazily sliced store.
             on_progress: called after every batch with the share of the work that it was; the shares add up to one.
+            prompts: for a model that was planned with prompts; slices and classes without any are found as without.
 
         Returns:
             Logits (K, S, H, W), float32.
@@ -103,7 +111,7 @@ class Predictor:
         share = 1 / (len(windows) * len(self.mirrorings) * len(slabs))
         for rows, columns in windows:
             for mirrored in self.mirrorings:
-                for slab, part in self._predict_window(image, rows, columns, slabs, mirrored):
+                for slab, part in self._predict_window(image, rows, columns, slabs, mirrored, prompts):
                     weights = slab.weights[:, None, None] * rows.weights[:, None] * columns.weights / len(self.mirrorings)
                     visible = part[slab.inside, :, rows.inside, columns.inside].movedim(1, 0)
                     logits[:, slab.covered, rows.covered, columns.covered] += visible * torch.from_numpy(weights)
@@ -120,7 +128,13 @@ class Predictor:
         return [AxisWindow(s, n, s, np.ones(n, np.float32)) for s in starts for n in [min(self.batch_slices, num_slices - s)]]
 
     def _predict_window(
-        self, image: SliceableVolume, rows: AxisWindow, columns: AxisWindow, slabs: list[AxisWindow], mirrored: tuple[int, ...]
+        self,
+        image: SliceableVolume,
+        rows: AxisWindow,
+        columns: AxisWindow,
+        slabs: list[AxisWindow],
+        mirrored: tuple[int, ...],
+        prompts: Sequence[VolumePrompt],
     ) -> Iterator[tuple[AxisWindow, torch.Tensor]]:
         """Yields every slab with its logits (D, K, h, w), float32 in main memory, at the window's voxels and not mirrored any more."""
         last_slice = image.shape[1] - 1
@@ -135,7 +149,9 @@ class Predictor:
                 encoded = self._encode(image, batch[0], len(batch), rows, columns, mirrored)
                 embeddings.update(zip(batch, encoded, strict=True))
             ordered = wanted[::-1] if 0 in mirrored else wanted
-            part = self._decode(torch.stack([embeddings[s] for s in ordered]))
+            size = self.plans.image_size
+            asked = [image_prompts(prompts, s, (rows.start, columns.start), self.plans.window, size, mirrored) for s in ordered]
+            part = self._decode(torch.stack([embeddings[s] for s in ordered]), Prompts.of(asked))
             part = from_image_size(part, self.plans.window)
             yield slab, part.flip([_LOGIT_AXES[axis] for axis in mirrored]).cpu()
 
@@ -152,9 +168,9 @@ class Predictor:
         with self._precision():
             return self.model.encode(to_image_size(inputs, self.plans.image_size))
 
-    def _decode(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def _decode(self, embeddings: torch.Tensor, prompts: Prompts | None) -> torch.Tensor:
         with self._precision():
-            logits = self.model.decode(embeddings)
+            logits = self.model.decode(embeddings, None if prompts is None else prompts.to(self.device))
         if logits.shape[1] != self.plans.num_classes:
             raise ValueError(f"the model returns {logits.shape[1]} classes, the plan has {self.plans.num_classes}")
         return logits.float()

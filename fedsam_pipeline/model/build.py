@@ -50,7 +50,14 @@ class AdaptedModel:
 
 
 def build_base(
-    spec: BaseModelSpec, *, num_classes: int, image_size: int, weights: Path | None, random_encoder: bool = False
+    spec: BaseModelSpec,
+    *,
+    num_classes: int,
+    image_size: int,
+    weights: Path | None,
+    random_encoder: bool = False,
+    mixer_depth: int = 0,
+    prompted: bool = False,
 ) -> PromptFreeSam:
     """The base model, frozen and in evaluation mode, BatchNorm folded.
 
@@ -60,10 +67,11 @@ def build_base(
         image_size: pixels.
         weights: checkpoint file; ``None`` seeds everything at random.
         random_encoder: leave the image encoder as seeded; the rest is loaded.
+        mixer_depth, prompted: what the plan adds, see ``PromptFreeSam``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
-        model = PromptFreeSam(spec, num_classes, image_size)
+        model = PromptFreeSam(spec, num_classes, image_size, mixer_depth=mixer_depth, prompted=prompted)
     if weights is not None:
         state = read_checkpoint(spec, weights)
         if random_encoder:
@@ -90,8 +98,10 @@ def build_adapted(
     image_size: int,
     weights: Path | None,
     random_encoder: bool = False,
+    mixer_depth: int = 0,
+    prompted: bool = False,
 ) -> AdaptedModel:
-    """The base model with the recipe's adapter. At round 0 it computes what the base model computes.
+    """The base model with the recipe's adapter. At round 0 it computes what the base model computes. Arguments as ``build_base``.
 
     Raises:
         FedsamError: the recipe does not fit this encoder, or one of its patterns matches nothing.
@@ -103,12 +113,35 @@ def build_adapted(
             found=spec.encoder,
             expected=f"one of {', '.join(recipe.encoders)}",
         )
-    model = build_base(spec, num_classes=num_classes, image_size=image_size, weights=weights, random_encoder=random_encoder)
+    model = build_base(
+        spec,
+        num_classes=num_classes,
+        image_size=image_size,
+        weights=weights,
+        random_encoder=random_encoder,
+        mixer_depth=mixer_depth,
+        prompted=prompted,
+    )
     if recipe.lora is not None:
         inject_lora(model, recipe.lora, rank, HEAD_SEED)
     manifest = resolve_manifest(model, recipe)
     freeze_all_but(model, manifest)
     return AdaptedModel(model, manifest)
+
+
+def build_planned(plans: Plans, recipe: Recipe, *, rank: int, weights: Path | None, random_encoder: bool = False) -> AdaptedModel:
+    """The model of a plan, with the recipe's adapter; see ``build_adapted``."""
+    return build_adapted(
+        plans.base_model,
+        recipe,
+        rank=rank,
+        num_classes=plans.num_classes,
+        image_size=plans.image_size,
+        weights=weights,
+        random_encoder=random_encoder,
+        mixer_depth=plans.slab_depth if plans.slice_mixing == "mixer" else 0,
+        prompted=plans.prompts.mode != "auto",
+    )
 
 
 @dataclass(frozen=True)
@@ -146,14 +179,5 @@ class ModelSetup:
         }
 
     def build(self) -> AdaptedModel:
-        """The model; see ``build_adapted``."""
-        plans = self.plans
-        return build_adapted(
-            plans.base_model,
-            self.recipe,
-            rank=self.lora_rank,
-            num_classes=plans.num_classes,
-            image_size=plans.image_size,
-            weights=self.weights,
-            random_encoder=self.random_encoder,
-        )
+        """The model; see ``build_planned``."""
+        return build_planned(self.plans, self.recipe, rank=self.lora_rank, weights=self.weights, random_encoder=self.random_encoder)

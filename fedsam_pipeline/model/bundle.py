@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import atomic_path, sha256_file
-from fedsam_pipeline.model.build import AdaptedModel, build_adapted
+from fedsam_pipeline.model.build import AdaptedModel, build_planned
 from fedsam_pipeline.model.lora import merge_lora
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
@@ -128,12 +128,4 @@ def _build(info: BundleInfo, plans: Plans, recipe: Recipe) -> AdaptedModel:
             fix=RETRAIN,
         )
     weights = None if seeded else find_weights(spec)
-    return build_adapted(
-        info.base_model,
-        recipe,
-        rank=info.lora_rank,
-        num_classes=plans.num_classes,
-        image_size=plans.image_size,
-        weights=weights,
-        random_encoder=info.random_encoder,
-    )
+    return build_planned(plans, recipe, rank=info.lora_rank, weights=weights, random_encoder=info.random_encoder)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import sha256_file
-from fedsam_pipeline.model.sam import SAM_MASK_TOKENS, PromptFreeSam
+from fedsam_pipeline.model.sam import ADDED_BY_PLAN, SAM_MASK_TOKENS, PromptFreeSam
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 
 StateDict = dict[str, Tensor]
@@ -76,6 +76,8 @@ def load_base(model: PromptFreeSam, state: StateDict) -> None:
 
 def _source_tensor(model: PromptFreeSam, name: str, state: StateDict) -> Tensor | None:
     """SAM's tensor for ours of that name; ``None`` where ours is new and stays as seeded."""
+    if name.startswith(ADDED_BY_PLAN):
+        return None
     if name == "mask_decoder.mask_tokens.weight":
         return _cycled(state[name], model.num_classes)
     if name.startswith("mask_decoder.iou_prediction_head.layers.2."):

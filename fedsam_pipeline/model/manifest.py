@@ -4,26 +4,27 @@ import fnmatch
 from collections.abc import Sequence
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.model.sam import PromptFreeSam
+from fedsam_pipeline.model.sam import ADDED_BY_PLAN, PromptFreeSam
 from fedsam_pipeline.specs.manifest import Manifest, TensorEntry
 from fedsam_pipeline.specs.recipe import Recipe
 
 
 def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
-    """The manifest of ``model`` under ``recipe``.
+    """The manifest of ``model`` under ``recipe``. What the plan adds to the base model trains and travels with every recipe.
 
     Raises:
         FedsamError: a pattern matches no tensor, or nothing travels.
     """
     parameters = dict(model.named_parameters())
-    trained = _match(recipe.parameters.trained, sorted(parameters), "parameters.trained")
-    federated = set(_match(recipe.parameters.federated, trained, "parameters.federated"))
+    added = {name for name in parameters if name.startswith(ADDED_BY_PLAN)}
+    trained = _match(recipe.parameters.trained, sorted(parameters.keys() - added), "parameters.trained")
+    federated = added.union(_match(recipe.parameters.federated, trained, "parameters.federated"))
     return Manifest(
         recipe=recipe.name,
         base_model=model.spec.name,
         tensors=tuple(
             TensorEntry(name=name, shape=tuple(parameters[name].shape), dtype="float32", travels="both" if name in federated else "none")
-            for name in trained
+            for name in sorted({*trained, *added})
         ),
     )
 

@@ -1,4 +1,4 @@
-"""SAM without prompts: one mask token a class, softmax over classes.
+"""SAM that needs no prompts: one mask token a class, softmax over classes. Where the plan says so it takes prompts as well.
 
 Image encoder, prompt encoder and mask decoder are SAM's (Kirillov et al., ICCV 2023); the prompt-free decoding with one token a class
 follows SAMed (Zhang & Liu, 2023, arXiv:2304.13785). For stride-4 encoders the head keeps SAM's shapes; for stride-16 encoders the output
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.prompts import Prompts, prompt_tokens
 from fedsam_pipeline.model.sam_modules import HyperNetworkMLP, ImageEncoderViT, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
+from fedsam_pipeline.model.slice_mixer import SliceMixer
 from fedsam_pipeline.model.tiny_vit import TinyViT
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 
 MASK_IN_CHANNELS = 16  # of the prompt encoder's mask branch, in every published checkpoint
 SAM_MASK_TOKENS = 4
+ADDED_BY_PLAN = ("slice_mixer.", "prompt_classes.")
+"""parameters that no base model has and no recipe names: where a plan adds them, they always train and travel"""
 
 
 class PromptFreeSam(nn.Module):
@@ -26,12 +30,14 @@ class PromptFreeSam(nn.Module):
         spec: the base model.
         num_classes: classes of the softmax, background included.
         image_size: side of the input in pixels, a multiple of ``spec.window_multiple``.
+        mixer_depth: slices of a slab that a ``SliceMixer`` mixes after the neck; 0: none, and every slice is on its own.
+        prompted: whether ``decode`` takes prompts.
     """
 
     input_shift: Tensor
     input_scale: Tensor
 
-    def __init__(self, spec: BaseModelSpec, num_classes: int, image_size: int) -> None:
+    def __init__(self, spec: BaseModelSpec, num_classes: int, image_size: int, *, mixer_depth: int = 0, prompted: bool = False) -> None:
         super().__init__()
         if image_size % spec.window_multiple:
             raise FedsamError(
@@ -59,6 +65,8 @@ class PromptFreeSam(nn.Module):
         if spec.stride == 16:
             self.mask_decoder.output_upscaling, hyper = _sixteenfold_head(dim, num_classes)
             self.mask_decoder.output_hypernetworks_mlps = hyper
+        self.slice_mixer = SliceMixer(dim, mixer_depth) if mixer_depth else None
+        self.prompt_classes = nn.Embedding(num_classes, dim, _weight=torch.zeros(num_classes, dim)) if prompted else None
         self.register_buffer("input_shift", torch.tensor(spec.input_shift)[None, :, None, None], persistent=False)
         self.register_buffer("input_scale", torch.tensor(spec.input_scale)[None, :, None, None], persistent=False)
 
@@ -66,24 +74,65 @@ class PromptFreeSam(nn.Module):
         """Normalized images (N, 3, H, W), H = W = ``image_size``, to embeddings (N, dim, H / stride, W / stride)."""
         return self.image_encoder(images * self.input_scale + self.input_shift)  # type: ignore[no-any-return]
 
-    def decode(self, embeddings: Tensor) -> Tensor:
+    @property
+    def mixes_slices(self) -> bool:
+        """Whether ``decode`` must see whole slabs."""
+        return self.slice_mixer is not None
+
+    @property
+    def slices_together(self) -> int:
+        """Slices that cannot be decoded apart: those of a slab where slices mix, else 1."""
+        return 1 if self.slice_mixer is None else self.slice_mixer.depth
+
+    def decode(self, embeddings: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Embeddings (N, dim, h, w) to class logits (N, K, ``image_size``, ``image_size``).
 
-        The prompt-token batch stays at 1: the decoder broadcasts it over the images.
-        """
-        sparse = embeddings.new_zeros(1, 0, embeddings.shape[1])
-        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        logits, _ = self.mask_decoder.predict_masks(
-            image_embeddings=embeddings,
-            image_pe=self.prompt_encoder.get_dense_pe().to(embeddings.dtype),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-        )
-        return logits  # type: ignore[no-any-return]
+        Images without a prompt are decoded as if nobody had prompted.
 
-    def forward(self, images: Tensor) -> Tensor:
+        Raises:
+            ValueError: prompts for a model that takes none, or no whole number of slabs where slices mix.
+        """
+        if self.slice_mixer is not None:
+            embeddings = self.slice_mixer(embeddings)
+        if prompts is None:
+            return self._logits(embeddings, self._no_tokens(embeddings))
+        if self.prompt_classes is None:
+            raise ValueError("this model was planned without prompts")
+        asked = prompts.classes.any(dim=1)
+        with_prompt, without = asked.nonzero()[:, 0], (~asked).nonzero()[:, 0]
+        parts = []
+        if len(with_prompt):
+            tokens = prompt_tokens(self.prompt_encoder, prompts.rows(with_prompt), self.prompt_classes)
+            parts.append(self._logits(embeddings[with_prompt], tokens.to(embeddings.dtype)))
+        if len(without):
+            parts.append(self._logits(embeddings[without], self._no_tokens(embeddings)))
+        return torch.cat(parts)[torch.cat([with_prompt, without]).argsort()]
+
+    def _no_tokens(self, embeddings: Tensor) -> Tensor:
+        """A batch of one without tokens: it broadcasts over the images."""
+        return embeddings.new_zeros(1, 0, embeddings.shape[1])
+
+    def _logits(self, embeddings: Tensor, sparse: Tensor) -> Tensor:
+        """SAM's ``MaskDecoder.predict_masks``, which takes one image at a time, for a batch of images with tokens of their own.
+
+        Args:
+            embeddings: (N, dim, h, w).
+            sparse: (N or 1, T, dim) prompt tokens.
+        """
+        decoder = self.mask_decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        place = self.prompt_encoder.get_dense_pe().to(embeddings.dtype)
+        found, source = decoder.transformer(embeddings + dense, place, tokens)
+        upscaled = decoder.output_upscaling(source.transpose(1, 2).unflatten(2, embeddings.shape[-2:]))
+        weights = torch.stack([mlp(found[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+        logits = weights @ upscaled.flatten(2)
+        return logits.unflatten(2, upscaled.shape[-2:])  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Normalized images (N, 3, H, W) to class logits (N, K, H, W)."""
-        return self.decode(self.encode(images))
+        return self.decode(self.encode(images), prompts)
 
 
 def _image_encoder(spec: BaseModelSpec, image_size: int) -> nn.Module:

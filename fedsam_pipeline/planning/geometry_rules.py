@@ -11,6 +11,7 @@ from fedsam_pipeline.specs.fingerprint import Fingerprint
 
 Triple = tuple[float, float, float]
 Axis = Literal[0, 1, 2]
+SliceMixing = Literal["none", "neighbours", "mixer"]
 AXES: tuple[Axis, Axis, Axis] = (0, 1, 2)
 
 
@@ -107,8 +108,8 @@ def window(plane: tuple[float, float], image_side: int, base: BaseModelSpec, rul
 
 def slice_mixing(
     num_channels: int, axis: int, spacing: Triple, object_extent: float | None, rules: SliceMixingRules
-) -> Decision[Literal["none", "neighbours"]]:
-    """Whether the slices before and after fill the encoder's other input channels.
+) -> Decision[SliceMixing]:
+    """Whether slices see the slices beside them, and how: in the encoder's other input channels, or through a mixer after the neck.
 
     Args:
         num_channels: of the dataset.
@@ -117,8 +118,6 @@ def slice_mixing(
         object_extent: median extent of an object along the slice axis, mm; ``None`` where unknown.
         rules: thresholds.
     """
-    if num_channels > 1:
-        return Decision("none", f"the encoder's three inputs are taken by {num_channels} image channels")
     step = spacing[axis]
     in_plane = math.sqrt(math.prod(length for other, length in enumerate(spacing) if other != axis))
     if step > rules.max_spacing_ratio * in_plane:
@@ -129,26 +128,34 @@ def slice_mixing(
         return Decision(
             "none", f"the median object, {object_extent:.4g} mm, spans fewer than {rules.min_object_slices:g} slices of {step:.4g} mm"
         )
-    return Decision(
-        "neighbours",
-        f"one channel, slices {step:.4g} mm apart at {in_plane:.4g} mm in the plane: the slices before and after show the same anatomy",
-    )
+    near = f"slices {step:.4g} mm apart at {in_plane:.4g} mm in the plane: the slices before and after show the same anatomy"
+    if num_channels == 1:
+        return Decision("neighbours", f"one channel, {near}")
+    return Decision("mixer", f"{near}; {num_channels} image channels take the encoder's inputs, so slices mix after its neck")
 
 
-def slab_depth(slice_spacing: float, object_extent: float | None, effective_batch: int, rules: SlabRules) -> Decision[int]:
+def slab_depth(
+    slice_spacing: float, object_extent: float | None, effective_batch: int, mixing: SliceMixing, rules: SlabRules, min_mixed: int
+) -> Decision[int]:
     """Slices of a slab: a divisor of the batch that spans about ``depth_mm``.
 
     Args:
         slice_spacing: target spacing along the slice axis.
         object_extent: median extent of an object along that axis, mm; ``None`` where unknown.
         effective_batch: slices of one optimizer step.
+        mixing: how slices mix.
         rules: thresholds.
+        min_mixed: least slices of a slab for a mixer.
     """
     span = rules.depth_mm if object_extent is None else min(rules.depth_mm, rules.max_object_share * object_extent)
     limit = min(span / slice_spacing + 1e-9, effective_batch / rules.min_slabs_per_step)
-    depth = max((divisor for divisor in range(1, effective_batch + 1) if effective_batch % divisor == 0 and divisor <= limit), default=1)
-    return Decision(
-        depth,
+    divisors = [divisor for divisor in range(1, effective_batch + 1) if effective_batch % divisor == 0]
+    depth = max((divisor for divisor in divisors if divisor <= limit), default=1)
+    why = (
         f"{span:.3g} mm of tissue at {slice_spacing:.4g} mm a slice, at least {rules.min_slabs_per_step} slabs in a step of "
-        f"{effective_batch} slices: {depth} is the largest divisor of {effective_batch} within both",
+        f"{effective_batch} slices: {depth} is the largest divisor of {effective_batch} within both"
     )
+    if mixing == "mixer" and depth < min_mixed:
+        enough = next(divisor for divisor in divisors if divisor >= min(min_mixed, effective_batch))
+        return Decision(enough, f"{why}, but the slice mixer needs at least {min_mixed}: {enough}")
+    return Decision(depth, why)

@@ -54,7 +54,7 @@ def _clip(histogram: Counts, ends: tuple[float, float]) -> tuple[float, float]:
     return intensity_value(low), intensity_value(high)
 
 
-def encoder_inputs(num_channels: int, mixing: Literal["none", "neighbours"]) -> Decision[EncoderInputs]:
+def encoder_inputs(num_channels: int, mixing: Literal["none", "neighbours", "mixer"]) -> Decision[EncoderInputs]:
     """Fills the three input channels that SAM's encoders expect; each is the mean of its terms."""
     if num_channels == 1 and mixing == "neighbours":
         previous, same, following = (InputTerm(channel=0, offset=offset) for offset in (-1, 0, 1))

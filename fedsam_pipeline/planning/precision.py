@@ -96,8 +96,9 @@ def precision_notes(
     }
     for number in range(len(plans.channels)):
         notes[f"channels.{number}"] = _channel_note(fingerprint, plans, number, rules.intensity)
-    for name, axes in (("slab_depth", (plans.slice_axis,)), ("prompts.jitter_mm", tuple({0, 1, 2} - {plans.slice_axis}))):
-        notes[name] = _object_note(fingerprint, axes)
+    notes["slab_depth"] = _object_note(fingerprint, (plans.slice_axis,))
+    for name in ("mode", "jitter_mm", "dropout"):
+        notes[f"prompts.{name}"] = _object_note(fingerprint, tuple({0, 1, 2} - {plans.slice_axis}))
     return {name: note for name, note in notes.items() if note}
 
 

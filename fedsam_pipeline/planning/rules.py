@@ -8,6 +8,7 @@ from fedsam_pipeline.planning import training_rules as training
 from fedsam_pipeline.planning.decision import Decision
 from fedsam_pipeline.planning.grids import EXTENT_STEP, add_counts, linear_value, log_value, median
 from fedsam_pipeline.planning.precision import precision_notes
+from fedsam_pipeline.planning.prompt_rules import prompts
 from fedsam_pipeline.planning.thresholds import ResamplingRules, Thresholds, TrainingRules, load_thresholds
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.fingerprint import Fingerprint
@@ -64,8 +65,10 @@ def make_plan(
     )
     total_slices = fingerprint.num_cases * size[axis]
     training_plan, training_why = _training(side, total_slices, fingerprint, rules.training)
-    depth = _decide(why, "slab_depth", geometry.slab_depth(spacing[axis], thickness, training_plan.effective_batch, rules.slab))
-    prompt, prompt_why = training.prompts(max(plane_extents, default=None), rules.prompts)
+    batch, min_mixed = training_plan.effective_batch, rules.slice_mixing.min_mixed_slices
+    depth = _decide(why, "slab_depth", geometry.slab_depth(spacing[axis], thickness, batch, mixing, rules.slab, min_mixed))
+    field_of_view = max(size[other] * spacing[other] for other in range(3) if other != axis)
+    prompt, prompt_why = prompts(max(plane_extents, default=None), field_of_view, objects_per_case(fingerprint), rules.prompts)
     resampling, resampling_why = _resampling(rules.resampling)
     for group, reasons in (("training", training_why), ("prompts", prompt_why), ("resampling", resampling_why)):
         why |= {f"{group}.{name}": reason for name, reason in reasons.items()}
@@ -84,7 +87,7 @@ def make_plan(
         slice_mixing=mixing,
         encoder_inputs=inputs,
         resampling=resampling,
-        prompts=prompt.value,
+        prompts=prompt,
         training=training_plan,
         fingerprint_sha256=fingerprint.sha256(),
         why=why,
@@ -105,6 +108,12 @@ def object_extents(fingerprint: Fingerprint) -> tuple[float | None, float | None
     pooled = [add_counts(measured.extent_mm[axis] for measured in fingerprint.classes.values()) for axis in range(3)]
     z, y, x = (log_value(median(counts)) if counts else None for counts in pooled)
     return z, y, x
+
+
+def objects_per_case(fingerprint: Fingerprint) -> float | None:
+    """Median number of connected components of a class in a case that holds it; ``None`` without any foreground."""
+    counts = add_counts(measured.components for measured in fingerprint.classes.values())
+    return median(counts) if counts else None
 
 
 def _decide(why: dict[str, str], name: str, decision: Decision[T]) -> T:

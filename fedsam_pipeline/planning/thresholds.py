@@ -3,7 +3,7 @@
 import tomllib
 from importlib.resources import files
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -11,6 +11,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.document import Document
 
 RULES_FILE = "rules.toml"
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SpacingRules(Document):
@@ -41,6 +42,7 @@ class SlabRules(Document):
 class SliceMixingRules(Document):
     max_spacing_ratio: PositiveFloat
     min_object_slices: float = Field(ge=0)
+    min_mixed_slices: int = Field(ge=2)
 
 
 class IntensityRules(Document):
@@ -62,9 +64,11 @@ class ResamplingRules(Document):
 
 
 class PromptRules(Document):
-    mode: Literal["auto", "box", "point"]
+    mode: Literal["rule", "auto", "box", "point"]
+    many_objects: PositiveInt
+    small_object_share: float = Field(ge=0, le=1)
     jitter_share: float = Field(ge=0)
-    dropout: float = Field(ge=0, le=1)
+    dropout: tuple[Share, Share]
 
 
 class TrainingRules(Document):

@@ -3,8 +3,7 @@
 import math
 
 from fedsam_pipeline.planning.decision import Decision
-from fedsam_pipeline.planning.thresholds import PromptRules, TrainingRules
-from fedsam_pipeline.specs.plans import PromptPlan
+from fedsam_pipeline.planning.thresholds import TrainingRules
 
 
 def effective_batch(image_side: int, total_slices: float, rules: TrainingRules) -> Decision[int]:
@@ -69,26 +68,3 @@ def mirror_axes(rules: TrainingRules) -> Decision[tuple[int, ...]]:
     """Axes of mirroring."""
     why = "mirrors these axes (slice 0, height 1, width 2)" if rules.mirror_axes else "no mirroring: left and right organs are told apart"
     return Decision(rules.mirror_axes, why)
-
-
-def prompts(in_plane_extent: float | None, rules: PromptRules) -> tuple[Decision[PromptPlan], dict[str, str]]:
-    """Prompt settings, with a reason for each key.
-
-    Args:
-        in_plane_extent: median in-plane extent of an object, mm; ``None`` where unknown.
-        rules: thresholds.
-    """
-    jitter = 0.0 if in_plane_extent is None else rules.jitter_share * in_plane_extent
-    unused = "; used only when prompts are switched on" if rules.mode == "auto" else ""
-    extent = "unknown extent of objects" if in_plane_extent is None else f"median in-plane extent of objects, {in_plane_extent:.4g} mm"
-    mode_why = {
-        "auto": "every class has its own mask token: prompt-free prediction of all classes at once",
-        "box": "trained with boxes around objects",
-        "point": "trained with points in objects",
-    }[rules.mode]
-    reasons = {
-        "mode": mode_why,
-        "jitter_mm": f"{100 * rules.jitter_share:g} % of the {extent}{unused}",
-        "dropout": f"prompts are left out of {100 * rules.dropout:g} % of the slabs, so that prompt-free prediction keeps working{unused}",
-    }
-    return Decision(PromptPlan(mode=rules.mode, jitter_mm=jitter, dropout=rules.dropout), mode_why), reasons

@@ -92,7 +92,7 @@ def resample_labels(labels: NDArray[Any], size: Sequence[int], order: int = 1) -
     steps = [_steps(old, new) for old, new in zip(labels.shape, target, strict=True)]
     near = [_near(axis, labels != common, step) for axis, step in enumerate(steps)]
     box = tuple(slice(int(touched[0]), int(touched[-1]) + 1) for touched in near)
-    steps = [tuple(each[part] for each in step) for step, part in zip(steps, box, strict=True)]
+    steps = [(low[part], high[part], weight[part]) for (low, high, weight), part in zip(steps, box, strict=True)]
     source = tuple(slice(int(low[0]), int(high[-1]) + 1) for low, high, _ in steps)
     inside, found = labels[source], result[box]
     best = torch.full(found.shape, -1.0)
@@ -145,8 +145,10 @@ def _resample_once(array: NDArray[np.float32], size: Sequence[int], order: int) 
     if array.shape[1:] == target:
         return array
     if order == 0:
-        index = [_nearest(old, new) for old, new in zip(array.shape[1:], target, strict=True)]
-        return np.ascontiguousarray(array[np.ix_(np.arange(array.shape[0]), *index)], dtype=np.float32)
+        for axis, (old, new) in enumerate(zip(array.shape[1:], target, strict=True), 1):
+            if old != new:
+                array = array.take(_nearest(old, new), axis=axis)
+        return np.ascontiguousarray(array, dtype=np.float32)
     if order == 1:
         return _linear(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), target).numpy()
     factors = [new / old for old, new in zip(array.shape[1:], target, strict=True)]

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -125,3 +126,4 @@ def _attempt_in_worker(function: Callable[[str], T], case: str) -> CaseOutcome[T
 
 def _start_worker() -> None:
     torch.set_num_threads(1)  # the processes share the cores
+    keep_freed_memory()

@@ -53,11 +53,13 @@ class InputTerm(Document):
 
 
 class PromptPlan(Document):
-    """Prompt settings. ``auto`` is prompt-free; ``box`` and ``point`` train with prompts, dropped with probability ``dropout``."""
+    """Prompt settings. ``auto`` is prompt-free; ``box`` and ``point`` train with prompts as well, so that one model serves both."""
 
     mode: Literal["auto", "box", "point"]
     jitter_mm: Number = Field(ge=0)
+    """sides of boxes and places of points are moved by up to so much"""
     dropout: Share
+    """how often all prompts of a class are left out of a slab"""
 
 
 class ResamplingPlan(Document):
@@ -117,7 +119,9 @@ class Plans(Document):
     window_overlap: Number = Field(ge=0, lt=1)
     """share of a window that the next one covers again"""
     slab_depth: Count
-    slice_mixing: Literal["none", "neighbours"]
+    slice_mixing: Literal["none", "neighbours", "mixer"]
+    """``neighbours``: the slices beside it fill a slice's other encoder inputs; ``mixer``: trained layers mix the slices of a slab after
+    the encoder"""
     encoder_inputs: tuple[tuple[InputTerm, ...], tuple[InputTerm, ...], tuple[InputTerm, ...]]
     """per encoder input channel, the terms that are averaged"""
     resampling: ResamplingPlan
@@ -148,6 +152,8 @@ class Plans(Document):
         """Slice mixing that the encoder inputs deny."""
         if self.slice_mixing == "none" and any(term.offset for terms in self.encoder_inputs for term in terms):
             yield "slice_mixing: none, but encoder_inputs take terms of other slices (offset is not 0)"
+        if self.slice_mixing == "mixer" and self.slab_depth < 2:
+            yield f"slice_mixing: a mixer needs slabs of at least 2 slices, slab_depth is {self.slab_depth}"
 
     def slab_faults(self) -> Iterator[str]:
         """A batch that is no whole number of slabs."""
@@ -157,7 +163,7 @@ class Plans(Document):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(("labels",), label_faults),
         Rule(("encoder_inputs", "channels"), input_faults),
-        Rule(("encoder_inputs", "slice_mixing"), mixing_faults),
+        Rule(("encoder_inputs", "slice_mixing", "slab_depth"), mixing_faults),
         Rule(("slab_depth", "training"), slab_faults),
     )
 

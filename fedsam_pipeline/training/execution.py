@@ -53,7 +53,8 @@ def choose_execution(model: PromptFreeSam, batch: int, device: torch.device, dty
         except torch.OutOfMemoryError:
             log.warning("one image does not fit into memory%s", " even with gradient checkpointing" if recompute else "")
             continue
-        fitting = [size for size in range(1, batch + 1) if batch % size == 0 and size * needed <= budget_bytes]
+        unit = model.slices_together
+        fitting = [size for size in range(unit, batch + 1, unit) if batch % size == 0 and size * needed <= budget_bytes]
         if fitting:
             micro, mib = max(fitting), 1 << 20
             return Execution(
@@ -70,7 +71,7 @@ def choose_execution(model: PromptFreeSam, batch: int, device: torch.device, dty
     raise FedsamError(
         "a training step does not fit into memory",
         found=f"{budget_bytes >> 20} MiB for the images of a step on {device.type}",
-        expected=f"at least {needed >> 20} MiB, for a single image with gradient checkpointing",
+        expected=f"at least {needed * model.slices_together >> 20} MiB, for a single image (or slab) with gradient checkpointing",
         fix="free memory, raise -gpu_memory_target, use fewer --workers, or plan a smaller image_size",
     )
 
@@ -81,7 +82,8 @@ def apply_execution(model: PromptFreeSam, execution: Execution) -> None:
 
 
 def probe_image_bytes(model: PromptFreeSam, device: torch.device, dtype: torch.dtype | None, *, recompute: bool) -> int:
-    """Memory of one image in a training step, bytes: one forward and backward pass on an empty image; weights and gradients stay.
+    """Memory of one image in a training step, bytes: one forward and backward pass on an empty image, or on the slab that it belongs to
+    where slices mix, divided by its slices; weights and gradients stay.
 
     On a GPU it is the allocator's peak above what was allocated before. On the CPU it is ``WORKSPACE`` times what autograd keeps, with
     gradient checkpointing plus the largest block, which the backward pass computes again: the same number on every run.
@@ -96,18 +98,18 @@ def probe_image_bytes(model: PromptFreeSam, device: torch.device, dtype: torch.d
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         _probe(model, device, dtype)
-        return int(torch.cuda.max_memory_allocated(device) - before)
+        return int(torch.cuda.max_memory_allocated(device) - before) // model.slices_together
     set_recompute(model, False)
     kept, largest_block = _probe(model, device, dtype)
     if recompute:
         set_recompute(model, True)
         kept = _probe(model, device, dtype)[0] + largest_block
-    return int(kept * WORKSPACE)
+    return int(kept * WORKSPACE) // model.slices_together
 
 
 def _probe(model: PromptFreeSam, device: torch.device, dtype: torch.dtype | None) -> tuple[int, int]:
-    """One step on an empty image: bytes that autograd kept, and the most that one encoder block added to them."""
-    image = torch.zeros(1, 3, model.image_size, model.image_size, device=device)
+    """One step on empty images: bytes that autograd kept, and the most that one encoder block added to them."""
+    image = torch.zeros(model.slices_together, 3, model.image_size, model.image_size, device=device)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}  # address of a storage to its bytes
     entered: list[int] = []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedsam_pipeline.model.build import AdaptedModel
 from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe
 from fedsam_pipeline.training.loss import segmentation_loss
@@ -53,7 +54,8 @@ class LocalTrainer:
         plans: the plan.
         recipe: the recipe.
         device: where the model is.
-        micro_batch: images that go through the network at once; ``None``: all of a step. Gradients are those of the whole batch.
+        micro_batch: images that go through the network at once, whole slabs where slices mix; ``None``: all of a step. Gradients are
+            those of the whole batch.
     """
 
     def __init__(
@@ -132,12 +134,12 @@ class LocalTrainer:
     def _step(self, batch: Batch, rate: float) -> float:
         labels = batch.labels.to(self._device)
         annotated = None if batch.annotated is None else batch.annotated.to(self._device)
-        parts = batch.images.to(self._device).split(self._micro_batch)  # type: ignore[no-untyped-call]
+        parts = self._parts(batch)
         if len(parts) == 1:
-            logits = self._forward(parts[0])
+            logits = self._forward(*parts[0])
         else:  # what the loss needs of the whole batch are its logits; the parts are computed again one by one for their gradients
             with torch.no_grad():
-                logits = torch.cat([self._forward(part) for part in parts])
+                logits = torch.cat([self._forward(*part) for part in parts])
             logits.requires_grad_()
         loss = segmentation_loss(logits, labels, self._recipe.loss, annotated)
         value = loss.item()
@@ -148,14 +150,21 @@ class LocalTrainer:
         if len(parts) > 1:
             assert logits.grad is not None
             for part, gradient in zip(parts, logits.grad.split(self._micro_batch), strict=True):  # type: ignore[no-untyped-call]
-                self._forward(part).backward(gradient)  # type: ignore[no-untyped-call]
+                self._forward(*part).backward(gradient)  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.optimizer.gradient_clip)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         return value
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _parts(self, batch: Batch) -> list[tuple[Tensor, Prompts | None]]:
+        """What goes through the network at once: images (N, 3, H, W) with their prompts."""
+        images = batch.images.to(self._device)
+        prompts = None if batch.prompts is None else batch.prompts.to(self._device)
+        rows = (slice(at, at + self._micro_batch) for at in range(0, len(images), self._micro_batch))
+        return [(images[part], None if prompts is None else prompts.rows(part)) for part in rows]
+
+    def _forward(self, images: Tensor, prompts: Prompts | None) -> Tensor:
         """Logits (N, K, H, W) of normalized images (N, 3, H, W)."""
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            return self._adapted.model(images)  # type: ignore[no-any-return]
+            return self._adapted.model(images, prompts)  # type: ignore[no-any-return]

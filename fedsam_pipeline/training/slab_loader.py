@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.prompts import ImagePrompt, Prompts
 from fedsam_pipeline.preprocessing.slabs import encoder_inputs, labels_to_image_size, read_slab, to_image_size
 from fedsam_pipeline.preprocessing.store import CaseStore, StoredCase
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.training.augment import SlabAugmentation
+from fedsam_pipeline.training.prompt_draws import draw_prompts
 from fedsam_pipeline.training.randomness import sample_generator
 
 
@@ -24,6 +26,8 @@ class Batch(NamedTuple):
     """(N, size, size) int64; -1 where nobody annotated"""
     annotated: Tensor | None
     """(N, K) boolean: classes that the slice's site annotated; ``None`` where all were"""
+    prompts: Prompts | None
+    """of the N slices; ``None`` where no slice has any"""
 
 
 class SlabLoader:
@@ -53,14 +57,17 @@ class SlabLoader:
     def batch(self, seed: int, round_number: int, site: str, step: int) -> Batch:
         """The slabs of one optimizer step."""
         images, labels, annotated = [], [], []
+        prompts: list[list[ImagePrompt]] = []
         for i in range(self.slabs_per_step):
             generator = sample_generator(seed, round_number, site, step * self.slabs_per_step + i)
             name = self.cases[generator.integers(len(self.cases))]
             image, label = self._slab(self._case(name), generator)
             images.append(image)
             labels.append(label)
+            if self._plans.prompts.mode != "auto":
+                prompts += draw_prompts(label.numpy(), self._plans, generator)
             annotated.append(self._annotated.get(name, torch.ones(self._plans.num_classes, dtype=torch.bool)).expand(len(label), -1))
-        return Batch(torch.cat(images), torch.cat(labels), torch.cat(annotated) if self._annotated else None)
+        return Batch(torch.cat(images), torch.cat(labels), torch.cat(annotated) if self._annotated else None, Prompts.of(prompts))
 
     def _slab(self, case: StoredCase, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         plans = self._plans

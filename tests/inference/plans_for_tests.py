@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.specs.plans import Plans
 
 
@@ -53,6 +54,7 @@ class PixelwiseModel(nn.Module):
         self.weights = torch.randn(num_classes, 3, generator=generator) if weights is None else weights
         self.encoded_slices = 0
         self.batches: list[int] = []
+        self.prompts: list[Prompts | None] = []
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """The images themselves."""
@@ -60,8 +62,9 @@ class PixelwiseModel(nn.Module):
         self.batches.append(len(images))
         return images
 
-    def decode(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(N, 3, h, w) to (N, K, h, w)."""
+    def decode(self, embeddings: torch.Tensor, prompts: Prompts | None = None) -> torch.Tensor:
+        """(N, 3, h, w) to (N, K, h, w); remembers the prompts."""
+        self.prompts.append(prompts)
         return torch.einsum("kc,nchw->nkhw", self.weights, embeddings)
 
 
@@ -74,7 +77,7 @@ class MixingModel(PixelwiseModel):
         super().__init__()
         self.slabs: list[int] = []
 
-    def decode(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def decode(self, embeddings: torch.Tensor, prompts: Prompts | None = None) -> torch.Tensor:
         """Remembers the depth of the slab; otherwise pixel by pixel."""
         self.slabs.append(len(embeddings))
-        return super().decode(embeddings)
+        return super().decode(embeddings, prompts)

@@ -13,6 +13,7 @@ from fedsam_pipeline.dataset.volume import Geometry, read_labels, write_image
 from fedsam_pipeline.entrypoints.predict import main
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.bundle import LoadedModel
+from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.pipeline import predict as predict_module
 from fedsam_pipeline.pipeline.predict import common_plans, predict
 from fedsam_pipeline.specs.plans import Plans
@@ -30,7 +31,7 @@ class ThresholdModel(nn.Module):
         """The images themselves."""
         return images
 
-    def decode(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def decode(self, embeddings: torch.Tensor, prompts: Prompts | None = None) -> torch.Tensor:
         """Logits (N, 3, h, w)."""
         middle = embeddings[:, 1]
         return torch.stack([-middle, middle, torch.full_like(middle, -50.0)], dim=1)

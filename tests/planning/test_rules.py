@@ -11,6 +11,7 @@ from fedsam_pipeline.planning import geometry_rules as geometry
 from fedsam_pipeline.planning import intensity_rules as intensity
 from fedsam_pipeline.planning import training_rules as training
 from fedsam_pipeline.planning.grids import exact_counts, intensity_positions
+from fedsam_pipeline.planning.prompt_rules import prompt_mode, prompts
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import NOT_PLANNED, plan_table, planned_values
 from fedsam_pipeline.planning.thresholds import Thresholds, load_thresholds, parse_thresholds
@@ -104,7 +105,9 @@ def test_window(plane: Any, side: int, base: Any, expected: int, rules: Threshol
     ("channels", "spacing", "extent", "expected", "word"),
     [
         (1, (1.0, 1.0, 1.0), 20.0, "neighbours", "same anatomy"),
-        (2, (1.0, 1.0, 1.0), 20.0, "none", "2 image channels"),
+        (2, (1.0, 1.0, 1.0), 20.0, "mixer", "2 image channels"),
+        (2, (4.1, 1.0, 1.0), 20.0, "none", "more than 4"),
+        (4, (4.0, 1.0, 1.0), 11.9, "none", "fewer than 3 slices"),
         (1, (4.0, 1.0, 1.0), 20.0, "neighbours", "same anatomy"),
         (1, (4.1, 1.0, 1.0), 20.0, "none", "more than 4"),
         (1, (4.0, 1.0, 1.0), 12.0, "neighbours", "same anatomy"),
@@ -133,9 +136,18 @@ def test_slice_mixing(channels: int, spacing: Any, extent: float | None, expecte
 )
 def test_slab_depth(spacing: float, extent: float | None, batch: int, expected: int, rules: Thresholds) -> None:
     four_slabs = rules.slab.model_copy(update={"min_slabs_per_step": 4})
-    depth = geometry.slab_depth(spacing, extent, batch, four_slabs).value
+    depth = geometry.slab_depth(spacing, extent, batch, "none", four_slabs, 4).value
     assert depth == expected
     assert batch % depth == 0
+
+
+def test_a_mixer_has_slices_to_mix(rules: Thresholds) -> None:
+    def depth(spacing: float, batch: int, mixing: geometry.SliceMixing) -> int:
+        return geometry.slab_depth(spacing, 20.0, batch, mixing, rules.slab, rules.slice_mixing.min_mixed_slices).value
+
+    assert (depth(5.0, 16, "neighbours"), depth(5.0, 16, "mixer")) == (1, 4)
+    assert depth(0.5, 64, "mixer") == 8  # already more
+    assert depth(5.0, 2, "mixer") == 2  # no more than a step has
 
 
 def channel(name: str, histogram: dict[int, int] | None = None, std: float = 20.0) -> ChannelFingerprint:
@@ -234,15 +246,37 @@ def test_lora_rank(cases: int, expected: int, rules: Thresholds) -> None:
     assert training.lora_rank(cases, rules.training).value == expected
 
 
-def test_prompts(rules: Thresholds) -> None:
-    decision, why = training.prompts(30.0, rules.prompts)
-    assert decision.value.mode == "auto"
-    assert decision.value.jitter_mm == pytest.approx(3.0)
-    assert "used only when" in why["jitter_mm"]
-    boxes = rules.prompts.model_copy(update={"mode": "box"})
-    decision, why = training.prompts(None, boxes)
-    assert (decision.value.mode, decision.value.jitter_mm) == ("box", 0.0)
-    assert "used only when" not in why["jitter_mm"]
+@pytest.mark.parametrize(
+    ("share", "objects", "expected", "word"),
+    [
+        (0.0999, 1.0, "box", "less than 10 %"),
+        (0.1, 1.0, "auto", "found without prompts"),
+        (0.05, 3.9, "box", "less than 10 %"),
+        (0.05, 4.0, "point", "4 objects"),
+        (0.5, 4.0, "point", "4 objects"),
+        (1.0, None, "auto", "found without prompts"),
+    ],
+)
+def test_when_prompts_are_switched_on(share: float, objects: float | None, expected: str, word: str, rules: Thresholds) -> None:
+    decision = prompt_mode(share, objects, rules.prompts)
+    assert decision.value == expected
+    assert word in decision.why
+
+
+def test_prompts_follow_the_extent_of_objects(rules: Thresholds) -> None:
+    plan, why = prompts(30.0, 60.0, 1.0, rules.prompts)
+    assert plan.mode == "auto"
+    assert (plan.jitter_mm, plan.dropout) == pytest.approx((3.0, 0.65))
+    assert "used only where" in why["jitter_mm"]
+    plan, why = prompts(3.0, 300.0, 1.0, rules.prompts)
+    assert plan.mode == "box"
+    assert (plan.jitter_mm, plan.dropout) == pytest.approx((0.3, 0.503))
+    assert "used only where" not in why["jitter_mm"]
+    fills, _ = prompts(400.0, 300.0, 1.0, rules.prompts)
+    assert fills.dropout == rules.prompts.dropout[1]
+    always, why = prompts(None, 300.0, None, rules.prompts.model_copy(update={"mode": "box"}))
+    assert (always.mode, always.jitter_mm, always.dropout) == ("box", 0.0, rules.prompts.dropout[1])
+    assert "set in" in why["mode"]
 
 
 def test_mirroring_is_explained(rules: Thresholds) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.model.build import AdaptedModel, build_adapted
+from fedsam_pipeline.model.build import AdaptedModel, build_adapted, build_planned
 from fedsam_pipeline.model.recompute import encoder_blocks, set_recompute
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.plans import Plans
@@ -16,6 +16,7 @@ from fedsam_pipeline.training import execution as module
 from fedsam_pipeline.training.execution import apply_execution, choose_execution, memory_budget, probe_image_bytes
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule
 from fedsam_pipeline.training.slab_loader import SlabLoader
+from tests.conftest import make_tiny_plans
 from tests.training.stores import write_store
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def adapted() -> AdaptedModel:
 
 
 def trained(folder: Path, plans: Plans, *, micro_batch: int | None = None, recompute: bool = False) -> dict[str, torch.Tensor]:
-    model = build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
+    model = build_planned(plans, load_recipe("flap_sam"), rank=2, weights=None)
     set_recompute(model.model, recompute)
     store = write_store(folder, ["case_0", "case_1"])
     loader = SlabLoader(store, ["case_0", "case_1"], plans)
@@ -47,6 +48,34 @@ def test_a_step_in_parts_trains_the_same_model(tmp_path: Path, tiny_plans: Plans
     assert whole.keys() == divided.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(divided[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+def test_a_step_in_parts_keeps_prompts_and_slabs_together(tmp_path: Path) -> None:
+    plans = make_tiny_plans(
+        slab_depth=2,
+        slice_mixing="mixer",
+        encoder_inputs=[[{"channel": 0, "offset": 0}]] * 3,
+        prompts={"mode": "box", "jitter_mm": 1.0, "dropout": 0.5},
+        training={"effective_batch": 4},
+    )
+    whole, divided = trained(tmp_path / "a", plans), trained(tmp_path / "b", plans, micro_batch=2)
+    untrained = build_planned(plans, load_recipe("flap_sam"), rank=2, weights=None).trained_tensors()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(divided[name], tensor, rtol=1e-3, atol=2e-4)
+    for name in ("prompt_classes.weight", "slice_mixer.up.weight"):
+        assert not torch.equal(whole[name], untrained[name])
+
+
+def test_slabs_that_mix_are_never_divided() -> None:
+    model = build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None, mixer_depth=4).model
+    image = probe_image_bytes(model, CPU, None, recompute=False)
+    assert choose_execution(model, 16, CPU, None, 9 * image).micro_batch == 8
+    assert choose_execution(model, 16, CPU, None, 7 * image).micro_batch == 4
+    less = probe_image_bytes(model, CPU, None, recompute=True)
+    tight = choose_execution(model, 16, CPU, None, 4 * less)
+    assert (tight.micro_batch, tight.gradient_checkpointing) == (4, True)
+    with pytest.raises(FedsamError, match="for a single image"):
+        choose_execution(model, 16, CPU, None, 4 * less - 1)
 
 
 def test_recomputation_reaches_every_block_and_goes_away(adapted: AdaptedModel) -> None:

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.model.build import AdaptedModel, build_adapted
+from fedsam_pipeline.model.build import AdaptedModel, build_adapted, build_planned
+from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import ScheduleRecipe, load_recipe
 from fedsam_pipeline.training.augment import SlabAugmentation
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule, TrainingDiverged
+from fedsam_pipeline.training.loss import segmentation_loss
 from fedsam_pipeline.training.randomness import sample_generator
 from fedsam_pipeline.training.schedule import learning_rate
 from fedsam_pipeline.training.slab_loader import SlabLoader
@@ -130,6 +132,40 @@ def test_foreground_slabs_hold_foreground(tmp_path: Path) -> None:
     loader = SlabLoader(write_store(tmp_path, CASES), CASES, plans)
     labels = loader.batch(0, 1, "a", 0).labels
     assert (labels.flatten(1) > 0).any(dim=1).float().mean() > 0.9  # a rotation may carry a voxel out of the window
+
+
+@pytest.mark.parametrize("mode", ["box", "point"])
+def test_prompts_belong_to_the_slices_of_the_batch(tmp_path: Path, mode: str) -> None:
+    plans = make_tiny_plans(training={"effective_batch": 16}, prompts={"mode": mode, "jitter_mm": 0.0, "dropout": 0.3})
+    loader = SlabLoader(write_store(tmp_path, CASES), CASES, plans)
+    batch = loader.batch(0, 1, "a", 0)
+    assert batch.prompts is not None
+    assert len(batch.prompts.classes) == len(batch.images)
+    asked = 0
+    for row in range(len(batch.images)):
+        for (x0, y0, x1, y1), label in zip(batch.prompts.boxes[row].long().tolist(), batch.prompts.classes[row].tolist(), strict=True):
+            if label:
+                asked += 1
+                assert (batch.labels[row, y0 : y1 + 1, x0 : x1 + 1] == label).any()
+    assert asked > 4
+    unprompted = SlabLoader(loader._store, CASES, make_tiny_plans(training={"effective_batch": 16})).batch(0, 1, "a", 0)
+    assert unprompted.prompts is None
+    assert torch.equal(unprompted.images, batch.images)  # the same slabs, prompted or not
+
+
+def test_a_prompted_model_learns_both_ways(tmp_path: Path) -> None:
+    plans = make_tiny_plans(training={"effective_batch": 8}, prompts={"mode": "box", "jitter_mm": 0.5, "dropout": 0.5})
+    model = build_planned(plans, load_recipe("flap_sam"), rank=2, weights=None)
+    learner = trainer(tmp_path, plans, model)
+    schedule = RunSchedule(rounds=4, local_steps=30, peak_learning_rate=5e-3, seed=0)
+    losses = [learner.train_round(schedule, round_number=i, site="a").loss for i in (1, 2, 3, 4)]
+    assert losses[-1] < 0.85 * losses[0]
+    batch = SlabLoader(CaseStore(tmp_path), CASES, plans).batch(9, 1, "a", 0)
+    with torch.no_grad():
+        free = segmentation_loss(model.model(batch.images), batch.labels, load_recipe("flap_sam").loss).item()
+        prompted = segmentation_loss(model.model(batch.images, batch.prompts), batch.labels, load_recipe("flap_sam").loss).item()
+    assert max(free, prompted) < 0.85 * losses[0]
+    assert prompted != free
 
 
 def test_slices_say_what_their_site_annotated(tmp_path: Path) -> None:

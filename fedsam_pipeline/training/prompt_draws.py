@@ -1,0 +1,70 @@
+"""Prompts as a person might give them, drawn from the labels of a slab."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from fedsam_pipeline.model.prompts import ImagePrompt, PromptKind
+from fedsam_pipeline.specs.plans import Plans
+
+MAX_OBJECTS = 4
+"""prompts for one class on one slice, its largest objects: nobody would mark more"""
+_TOUCHING = np.ones((3, 3))
+
+
+def draw_prompts(labels: NDArray[np.int64], plans: Plans, generator: np.random.Generator) -> list[list[ImagePrompt]]:
+    """Prompts for one slab: slice by slice, one for each object (connected component) of the classes that keep theirs.
+
+    A class loses all its prompts in this slab with probability ``plans.prompts.dropout``: no prompt says nothing about a class, and a slab
+    that lost all is a prompt-free one.
+
+    Args:
+        labels: (D, size, size) at the encoder's image size.
+        plans: mode ``box`` or ``point``, jitter and dropout.
+        generator: source of all randomness.
+
+    Returns:
+        D lists.
+    """
+    assert plans.prompts.mode != "auto"
+    kept = [label for label in range(1, plans.num_classes) if generator.random() >= plans.prompts.dropout]
+    jitter = jitter_pixels(plans)
+    prompts: list[list[ImagePrompt]] = []
+    for plane in labels:
+        found = []
+        for label in kept:
+            components, _ = ndimage.label(plane == label, _TOUCHING)
+            sizes = np.bincount(components.ravel())[1:]
+            for component in 1 + np.argsort(-sizes, kind="stable")[:MAX_OBJECTS]:
+                found.append(_prompt(np.argwhere(components == component), label, plans.prompts.mode, jitter, plane.shape, generator))
+        prompts.append(found)
+    return prompts
+
+
+def jitter_pixels(plans: Plans) -> tuple[float, float]:
+    """The plan's jitter in pixels (y, x) of the encoder's input."""
+    height, width = (length for axis, length in enumerate(plans.target_spacing) if axis != plans.slice_axis)
+    y, x = (
+        plans.prompts.jitter_mm / length * plans.image_size / voxels for length, voxels in zip((height, width), plans.window, strict=True)
+    )
+    return y, x
+
+
+def _prompt(
+    pixels: NDArray[np.int64],
+    label: int,
+    kind: PromptKind,
+    jitter: tuple[float, float],
+    shape: tuple[int, ...],
+    generator: np.random.Generator,
+) -> ImagePrompt:
+    """A prompt for the object of these (N, 2) pixels (y, x)."""
+    if kind == "box":
+        moved = generator.uniform(-1, 1, size=(2, 2)) * jitter
+        ends = np.stack([pixels.min(axis=0), pixels.max(axis=0)])
+        corners = np.clip(np.sort(ends + moved, axis=0), 0, np.array(shape) - 1)
+        (top, left), (bottom, right) = corners.tolist()
+        return ImagePrompt("box", label, (left, top, right, bottom))
+    wanted = pixels.mean(axis=0) + generator.uniform(-1, 1, size=2) * jitter
+    y, x = pixels[np.argmin(np.square(pixels - wanted).sum(axis=1))].tolist()  # a person points into the object
+    return ImagePrompt("point", label, (x, y, x, y))
