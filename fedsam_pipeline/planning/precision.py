@@ -5,7 +5,7 @@ classes that a site holds back are in no count, and in no range.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedsam_pipeline.planning.grids import (
@@ -18,8 +18,9 @@ from fedsam_pipeline.planning.grids import (
     log_value,
     quantile_range,
 )
+from fedsam_pipeline.planning.objects import smallest_class
 from fedsam_pipeline.planning.thresholds import IntensityRules, SpacingRules, Thresholds
-from fedsam_pipeline.specs.fingerprint import Bin, Fingerprint
+from fedsam_pipeline.specs.fingerprint import Bin, ClassFingerprint, Fingerprint
 from fedsam_pipeline.specs.plans import Plans
 
 
@@ -69,9 +70,10 @@ def size_ranges(fingerprint: Fingerprint, spacings: Ranges) -> Ranges:
     return z, y, x
 
 
-def object_ranges(fingerprint: Fingerprint) -> tuple[Range | None, Range | None, Range | None]:
-    """Of the median extent of an object along (z, y, x), mm; ``None`` without any."""
-    pooled = [add_counts(measured.extent_mm[axis] for measured in fingerprint.classes.values()) for axis in range(3)]
+def object_ranges(classes: Iterable[ClassFingerprint]) -> tuple[Range | None, Range | None, Range | None]:
+    """Of the median extent along (z, y, x) of the objects of some classes together, mm; ``None`` without any."""
+    members = list(classes)
+    pooled = [add_counts(measured.extent_mm[axis] for measured in members) for axis in range(3)]
     z, y, x = (value_range(counts, 0.5, log_value) if counts else None for counts in pooled)
     return z, y, x
 
@@ -96,9 +98,11 @@ def precision_notes(
     }
     for number in range(len(plans.channels)):
         notes[f"channels.{number}"] = _channel_note(fingerprint, plans, number, rules.intensity)
-    notes["slab_depth"] = _object_note(fingerprint, (plans.slice_axis,))
+    notes["slab_depth"] = _object_note(fingerprint.classes.values(), (plans.slice_axis,))
+    in_plane = sorted({0, 1, 2} - {plans.slice_axis})
+    smallest = smallest_class(fingerprint, in_plane)
     for name in ("mode", "jitter_mm", "dropout"):
-        notes[f"prompts.{name}"] = _object_note(fingerprint, tuple({0, 1, 2} - {plans.slice_axis}))
+        notes[f"prompts.{name}"] = _object_note([] if smallest is None else [fingerprint.classes[smallest[0]]], in_plane)
     return {name: note for name, note in notes.items() if note}
 
 
@@ -121,8 +125,8 @@ def _channel_note(fingerprint: Fingerprint, plans: Plans, number: int, rules: In
     return known_to([planned.clip_low, planned.clip_high], ends, "at the two ends")
 
 
-def _object_note(fingerprint: Fingerprint, axes: Sequence[int]) -> str:
-    ranges = [found for axis, found in enumerate(object_ranges(fingerprint)) if axis in axes and found is not None]
+def _object_note(classes: Iterable[ClassFingerprint], axes: Sequence[int]) -> str:
+    ranges = [found for axis, found in enumerate(object_ranges(classes)) if axis in axes and found is not None]
     return known_to([(each.low + each.high) / 2 for each in ranges], ranges, "mm of object extent")
 
 

@@ -7,36 +7,39 @@ from fedsam_pipeline.planning.thresholds import PromptRules
 from fedsam_pipeline.specs.plans import PromptPlan
 
 
-def prompts(extent: float | None, field_of_view: float, objects: float | None, rules: PromptRules) -> tuple[PromptPlan, dict[str, str]]:
-    """Prompt settings, with a reason for each key.
+def prompts(
+    smallest: tuple[str, float] | None, field_of_view: float, objects: float | None, rules: PromptRules
+) -> tuple[PromptPlan, dict[str, str]]:
+    """Prompt settings, with a reason for each key. The class with the smallest objects decides: it is the hardest to find.
 
     Args:
-        extent: median in-plane extent of an object, mm; ``None`` where unknown.
+        smallest: that class and the median in-plane side of its objects, mm; ``None`` where unknown.
         field_of_view: longer side of the median slice, mm.
-        objects: median number of objects (connected components) of a class in a case; ``None`` where unknown.
+        objects: median number of objects in a case, of the class with the most; ``None`` where unknown.
         rules: thresholds.
     """
-    share = 1.0 if extent is None else min(1.0, extent / field_of_view)
-    mode, why = prompt_mode(share, objects, rules)
+    name, side = smallest or ("", field_of_view)
+    share = min(1.0, side / field_of_view)
+    found = f"objects of {name}, the smallest, span {100 * share:.3g} % of the slice" if name else "no object is known"
+    mode, why = prompt_mode(share, objects, found, rules)
     unused = "; used only where prompts are switched on" if mode == "auto" else ""
-    known = "unknown extent of objects" if extent is None else f"median in-plane extent of objects, {extent:.4g} mm"
     low, high = rules.dropout
-    dropout = low + (high - low) * share
-    plan = PromptPlan(mode=mode, jitter_mm=0.0 if extent is None else rules.jitter_share * extent, dropout=dropout)
+    plan = PromptPlan(mode=mode, jitter_mm=rules.jitter_share * side if name else 0.0, dropout=low + (high - low) * share)
     return plan, {
         "mode": why,
-        "jitter_mm": f"{100 * rules.jitter_share:g} % of the {known}{unused}",
-        "dropout": f"objects span {100 * share:.3g} % of the slice, between {low:g} for tiny ones and {high:g} for ones that fill it: so "
-        f"often a slab goes without the prompts of a class, which trains prediction without prompts{unused}",
+        "jitter_mm": f"{100 * rules.jitter_share:g} % of {f'the side of {name}, {side:.4g} mm' if name else 'an unknown side'}{unused}",
+        "dropout": f"{found}, between {low:g} for tiny ones and {high:g} for ones that fill it: so often a slab goes without the prompts "
+        f"of a class, which trains prediction without prompts{unused}",
     }
 
 
-def prompt_mode(share: float, objects: float | None, rules: PromptRules) -> Decision[Literal["auto", "box", "point"]]:
+def prompt_mode(share: float, objects: float | None, found: str, rules: PromptRules) -> Decision[Literal["auto", "box", "point"]]:
     """Whether to train with prompts besides working without.
 
     Args:
-        share: of the slice's longer side that the median object spans.
-        objects: median number of objects of a class in a case; ``None`` where unknown.
+        share: of the slice's longer side that the smallest class's median object spans.
+        objects: median number of objects in a case, of the class with the most; ``None`` where unknown.
+        found: the share in words.
         rules: thresholds.
     """
     if rules.mode != "rule":
@@ -44,9 +47,5 @@ def prompt_mode(share: float, objects: float | None, rules: PromptRules) -> Deci
     if objects is not None and objects >= rules.many_objects:
         return Decision("point", f"{objects:.3g} objects of a class in the median case, at least {rules.many_objects}: one point for each")
     if share < rules.small_object_share:
-        return Decision(
-            "box", f"objects span {100 * share:.3g} % of the slice, less than {100 * rules.small_object_share:g} %: boxes help to find them"
-        )
-    return Decision(
-        "auto", f"objects span {100 * share:.3g} % of the slice: every class has its own mask token and is found without prompts"
-    )
+        return Decision("box", f"{found}, less than {100 * rules.small_object_share:g} %: boxes help to find them")
+    return Decision("auto", f"{found}: every class has its own mask token and is found without prompts")

@@ -6,7 +6,8 @@ from fedsam_pipeline.planning import geometry_rules as geometry
 from fedsam_pipeline.planning import intensity_rules as intensity
 from fedsam_pipeline.planning import training_rules as training
 from fedsam_pipeline.planning.decision import Decision
-from fedsam_pipeline.planning.grids import EXTENT_STEP, add_counts, linear_value, log_value, median
+from fedsam_pipeline.planning.grids import EXTENT_STEP, linear_value, median
+from fedsam_pipeline.planning.objects import most_objects, object_extents, smallest_class
 from fedsam_pipeline.planning.precision import precision_notes
 from fedsam_pipeline.planning.prompt_rules import prompts
 from fedsam_pipeline.planning.thresholds import ResamplingRules, Thresholds, TrainingRules, load_thresholds
@@ -47,15 +48,14 @@ def make_plan(
     spacing = _decide(why, "target_spacing", chosen_spacing or planned_spacing)
     size = median_size(fingerprint, spacing)
     axis = _decide(why, "slice_axis", geometry.slice_axis(spacing, size, rules.slice_axis))
-    height, width = (size[other] for other in range(3) if other != axis)
+    in_plane = [other for other in range(3) if other != axis]
+    height, width = (size[other] for other in in_plane)
     side = _decide(why, "image_size", geometry.image_size((height, width), base, rules.image_size))
     window = _decide(why, "window", geometry.window((height, width), side, base, rules.image_size))
     overlap = rules.image_size.window_overlap
     why["window_overlap"] = f"windows of slices larger than one window overlap by {100 * overlap:g} %, as nnU-Net's do"
 
-    extents = object_extents(fingerprint)
-    thickness = extents[axis]
-    plane_extents = [extent for other, extent in enumerate(extents) if other != axis and extent is not None]
+    thickness = object_extents(fingerprint.classes.values())[axis]
     num_channels = len(fingerprint.channels)
     mixing = _decide(why, "slice_mixing", geometry.slice_mixing(num_channels, axis, spacing, thickness, rules.slice_mixing))
     inputs = _decide(why, "encoder_inputs", intensity.encoder_inputs(num_channels, mixing))
@@ -67,8 +67,8 @@ def make_plan(
     training_plan, training_why = _training(side, total_slices, fingerprint, rules.training)
     batch, min_mixed = training_plan.effective_batch, rules.slice_mixing.min_mixed_slices
     depth = _decide(why, "slab_depth", geometry.slab_depth(spacing[axis], thickness, batch, mixing, rules.slab, min_mixed))
-    field_of_view = max(size[other] * spacing[other] for other in range(3) if other != axis)
-    prompt, prompt_why = prompts(max(plane_extents, default=None), field_of_view, objects_per_case(fingerprint), rules.prompts)
+    field_of_view = max(size[other] * spacing[other] for other in in_plane)
+    prompt, prompt_why = prompts(smallest_class(fingerprint, in_plane), field_of_view, most_objects(fingerprint), rules.prompts)
     resampling, resampling_why = _resampling(rules.resampling)
     for group, reasons in (("training", training_why), ("prompts", prompt_why), ("resampling", resampling_why)):
         why |= {f"{group}.{name}": reason for name, reason in reasons.items()}
@@ -101,19 +101,6 @@ def median_size(fingerprint: Fingerprint, spacing: tuple[float, float, float]) -
     """Median size (z, y, x) in voxels, after cropping, at ``spacing``."""
     z, y, x = (linear_value(median(counts), EXTENT_STEP) / length for counts, length in zip(fingerprint.extent, spacing, strict=True))
     return z, y, x
-
-
-def object_extents(fingerprint: Fingerprint) -> tuple[float | None, float | None, float | None]:
-    """Median extent of an object (largest component of a class in a case) along (z, y, x), mm; ``None`` without any foreground."""
-    pooled = [add_counts(measured.extent_mm[axis] for measured in fingerprint.classes.values()) for axis in range(3)]
-    z, y, x = (log_value(median(counts)) if counts else None for counts in pooled)
-    return z, y, x
-
-
-def objects_per_case(fingerprint: Fingerprint) -> float | None:
-    """Median number of connected components of a class in a case that holds it; ``None`` without any foreground."""
-    counts = add_counts(measured.components for measured in fingerprint.classes.values())
-    return median(counts) if counts else None
 
 
 def _decide(why: dict[str, str], name: str, decision: Decision[T]) -> T:

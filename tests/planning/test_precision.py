@@ -12,9 +12,10 @@ from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.planning.grids import intensity_positions, log_position
 from fedsam_pipeline.planning.measures import CaseMeasures, ChannelMeasures, SiteMeasures
 from fedsam_pipeline.planning.merge import merge_fingerprints
+from fedsam_pipeline.planning.objects import object_extents
 from fedsam_pipeline.planning.precision import Range, known_to, object_ranges, precision_notes, size_ranges, spacing_ranges
 from fedsam_pipeline.planning.privacy import release
-from fedsam_pipeline.planning.rules import make_plan, median_size, object_extents
+from fedsam_pipeline.planning.rules import make_plan, median_size
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.specs.fingerprint import CASE_MASS, Fingerprint
 from fedsam_pipeline.specs.plans import Plans
@@ -84,7 +85,7 @@ def test_the_pooled_plan_lies_within_what_is_printed(seed: int, sizes: list[int]
         assert each.low * (1 - 1e-8) <= true <= each.high * (1 + 1e-8)
     for true, found, error in zip(clips(pooled), clips(released), printed(released, "channels.0", 2), strict=True):
         assert abs(true - found) <= error * (1 + 1e-9) + 1e-6
-    for true_extent, extent_range in zip(object_extents(exact), object_ranges(coarse), strict=True):
+    for true_extent, extent_range in zip(object_extents(exact.classes.values()), object_ranges(coarse.classes.values()), strict=True):
         assert true_extent is not None and extent_range is not None
         assert extent_range.low * (1 - 1e-9) <= true_extent <= extent_range.high * (1 + 1e-9)
     assert pooled.channels[0].mean == pytest.approx(released.channels[0].mean, rel=1e-9)

@@ -10,12 +10,13 @@ from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.planning import geometry_rules as geometry
 from fedsam_pipeline.planning import intensity_rules as intensity
 from fedsam_pipeline.planning import training_rules as training
-from fedsam_pipeline.planning.grids import exact_counts, intensity_positions
+from fedsam_pipeline.planning.grids import exact_counts, intensity_positions, log_position
+from fedsam_pipeline.planning.objects import most_objects, smallest_class
 from fedsam_pipeline.planning.prompt_rules import prompt_mode, prompts
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import NOT_PLANNED, plan_table, planned_values
 from fedsam_pipeline.planning.thresholds import Thresholds, load_thresholds, parse_thresholds
-from fedsam_pipeline.specs.fingerprint import CASE_MASS, Bin, ChannelFingerprint, IntensityMoments
+from fedsam_pipeline.specs.fingerprint import CASE_MASS, Bin, ChannelFingerprint, ClassFingerprint, IntensityMoments
 from fedsam_pipeline.specs.plans import Plans
 from tests.planning.fingerprints import random_site, stated
 
@@ -258,25 +259,47 @@ def test_lora_rank(cases: int, expected: int, rules: Thresholds) -> None:
     ],
 )
 def test_when_prompts_are_switched_on(share: float, objects: float | None, expected: str, word: str, rules: Thresholds) -> None:
-    decision = prompt_mode(share, objects, rules.prompts)
+    decision = prompt_mode(share, objects, "objects of X", rules.prompts)
     assert decision.value == expected
     assert word in decision.why
 
 
 def test_prompts_follow_the_extent_of_objects(rules: Thresholds) -> None:
-    plan, why = prompts(30.0, 60.0, 1.0, rules.prompts)
+    plan, why = prompts(("organ", 30.0), 60.0, 1.0, rules.prompts)
     assert plan.mode == "auto"
     assert (plan.jitter_mm, plan.dropout) == pytest.approx((3.0, 0.65))
     assert "used only where" in why["jitter_mm"]
-    plan, why = prompts(3.0, 300.0, 1.0, rules.prompts)
+    plan, why = prompts(("organ", 3.0), 300.0, 1.0, rules.prompts)
     assert plan.mode == "box"
     assert (plan.jitter_mm, plan.dropout) == pytest.approx((0.3, 0.503))
     assert "used only where" not in why["jitter_mm"]
-    fills, _ = prompts(400.0, 300.0, 1.0, rules.prompts)
+    fills, _ = prompts(("organ", 400.0), 300.0, 1.0, rules.prompts)
     assert fills.dropout == rules.prompts.dropout[1]
     always, why = prompts(None, 300.0, None, rules.prompts.model_copy(update={"mode": "box"}))
     assert (always.mode, always.jitter_mm, always.dropout) == ("box", 0.0, rules.prompts.dropout[1])
     assert "set in" in why["mode"]
+
+
+def test_the_smallest_class_and_the_most_numerous_decide_on_prompts(rules: Thresholds) -> None:
+    def of(side: float, components: int) -> ClassFingerprint:
+        counts = exact_counts({log_position(side): 10})
+        return ClassFingerprint(
+            num_cases=10, volume_mm3=counts, components=exact_counts({components: 10}), extent_mm=(counts, counts, counts)
+        )
+
+    fingerprint = stated(size=(50, 100, 100))
+    classes = {"organ": of(60.0, 1), "lesion": of(5.0, 2)}
+    two = fingerprint.model_copy(update={"classes": classes, "labels": {"background": 0, "organ": 1, "lesion": 2}})
+    found = smallest_class(two, (1, 2))
+    assert found is not None
+    assert (found[0], found[1]) == ("lesion", pytest.approx(5.0, rel=0.01))
+    plans = make_plan(two, LITE)
+    assert plans.prompts.mode == "box"
+    assert plans.prompts.jitter_mm == pytest.approx(0.5, rel=0.01)
+    assert "objects of lesion, the smallest" in plans.why["prompts.mode"]
+    many = two.model_copy(update={"classes": classes | {"lesion": of(5.0, 6)}})
+    assert most_objects(many) == 6
+    assert make_plan(many, LITE).prompts.mode == "point"
 
 
 def test_mirroring_is_explained(rules: Thresholds) -> None:
