@@ -1,4 +1,4 @@
-"""Puts LoRA into the attentions of SAM's encoders and mask decoder, as a recipe says."""
+"""Puts LoRA into the attentions of SAM's encoders and mask decoder, and into its hyper-networks, as a recipe says."""
 
 import fnmatch
 from collections.abc import Iterator, Mapping
@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsam_pipeline.model.lora import LoRALinear
+from fedsam_pipeline.model.sam_modules import HyperNetworkMLP
 from fedsam_pipeline.model.tiny_vit import WindowAttention
 from fedsam_pipeline.specs.recipe import LoRARecipe
 
 ENCODER = "image_encoder."
+HYPER_NETWORKS = "mask_decoder.output_hypernetworks_mlps."
 
 
 def attention_modules(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -43,16 +45,21 @@ def _projections(model: nn.Module, recipe: LoRARecipe) -> Iterator[tuple[str, nn
         if name.startswith(ENCODER) and id(module) in late:
             linear = module.get_submodule("qkv")
             assert isinstance(linear, nn.Linear)
-            rows = {target: fused_rows(module, linear, target) for target in recipe.targets if target in "qkv"}
+            rows: dict[str, Tensor] = {target: fused_rows(module, linear, target) for target in recipe.targets if target in "qkv"}
             if rows:
                 yield f"{name}.qkv", module, "qkv", rows
             if "o" in recipe.targets:
                 yield f"{name}.proj", module, "proj", {"o": torch.arange(linear.in_features)}
         elif isinstance(getattr(module, "q_proj", None), nn.Linear):
-            for target in recipe.targets:
+            for target in (target for target in recipe.targets if target in "qkvo"):
                 attribute = "out_proj" if target == "o" else f"{target}_proj"
                 linear = getattr(module, attribute)
                 yield f"{name}.{attribute}", module, attribute, {target: torch.arange(linear.out_features)}
+        elif "hyper" in recipe.targets and name.startswith(HYPER_NETWORKS) and isinstance(module, HyperNetworkMLP):
+            layers = module.get_submodule("layers")
+            for number, linear in layers.named_children():
+                assert isinstance(linear, nn.Linear)
+                yield f"{name}.layers.{number}", layers, number, {"hyper": torch.arange(linear.out_features)}
 
 
 def lora_faults(model: nn.Module, recipe: LoRARecipe) -> Iterator[str]:
@@ -60,7 +67,7 @@ def lora_faults(model: nn.Module, recipe: LoRARecipe) -> Iterator[str]:
     names = [name for name, *_ in _projections(model, recipe)]
     for pattern in recipe.modules:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            yield f"lora.modules: {pattern} matches no attention projection; there are {len(names)}, such as {names[0]} and {names[-1]}"
+            yield f"lora.modules: {pattern} matches none of the {len(names)} layers of these targets, such as {names[0]} and {names[-1]}"
 
 
 def inject_lora(model: nn.Module, recipe: LoRARecipe, rank: int, seed: int) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
         raise FedsamError(
             f"recipe {recipe.name} does not fit base model {model.spec.name}",
             found=faults[0] if len(faults) == 1 else "\n    ".join([f"{len(faults)} faults", *faults]),
-            expected=f"patterns of tensor names, such as {names[0]}; fedsam_recipes -m {model.spec.name} -r fedsam --tensors lists them all",
-            fix="mend these keys in the recipe",
+            expected=f"patterns of tensor names, such as {names[0]}",
+            fix=f"mend these keys in the recipe; fedsam_recipes -m {model.spec.name} -r fedsam --tensors lists the base model's tensors",
         )
     federated = set(_matching(recipe.parameters.federated, trained))
     return Manifest(
@@ -48,7 +48,7 @@ def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained:
         if not any(".lora_B_" in name for name in trained):
             yield "lora: no factor B is trained, and B starts at zero, so LoRA changes nothing; train *.lora_B_* or leave the table out"
     if recipe.adapter is not None and not any(".adapter.up." in name for name in trained):
-        yield "adapter: no up projection is trained, and it starts at zero, so the adapter changes nothing; train *.adapter.* or leave it out"
+        yield "adapter: no up projection is trained, and they start at zero, so it changes nothing; train *.adapter.* or drop the table"
     for pattern in recipe.parameters.trained:
         if not _matching([pattern], names):
             yield f"parameters.trained: {pattern} matches no tensor"

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.build import build_adapted, resolved_rank
+from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.specs.recipe import load_recipe
 
@@ -32,6 +34,14 @@ class Setting:
     def manifest(self, recipe: str) -> Manifest:
         """The manifest of a recipe, given by name or file; ``FedsamError`` where it is unknown, invalid, or does not fit."""
         loaded = load_recipe(recipe)
+        multiple = base_model_spec(self.base_model).window_multiple
+        if self.image_size % multiple:
+            raise FedsamError(
+                f"the image size does not fit the attention windows of {self.base_model}",
+                found=self.image_size,
+                expected=f"a multiple of {multiple}",
+                fix=f"use --image_size {multiple}, for example",
+            )
         with torch.device("meta"):
             adapted = build_adapted(
                 self.base_model,
@@ -71,7 +81,7 @@ def recipe_table(found: Sequence[Manifest], setting: Setting) -> str:
     lines = [
         f"{setting.base_model}, {setting.image_size} px, {setting.num_foreground} foreground classes, LoRA rank {setting.rank} where auto;"
         " bytes one way, a site and round, before entropy coding",
-        f"{'recipe':<{width}}  {'trained':>12}  {'federated':>12}  {'bytes fp32':>14}  {'fp16':>13}  {'int8':>13}  {'less than ' + REFERENCE:>16}",
+        f"{'recipe':<{width}}  {'trained':>12}  {'federated':>12}  {'bytes fp32':>14}  {'fp16':>13}  {'int8':>13}  less than {REFERENCE}",
     ]
     for record in recipe_records(found):
         times = whole / int(record["bytes_fp32"])
@@ -87,5 +97,7 @@ def tensor_list(manifest: Manifest) -> str:
     width = max(len(entry.name) for entry in manifest.tensors)
     words = {"both": "travels", "none": "stays at the site"}
     lines = [f"{manifest.recipe} on {manifest.base_model}:"]
-    lines += [f"  {entry.name:<{width}}  {'x'.join(map(str, entry.shape)) or '1':<14}  {words[entry.travels]}" for entry in manifest.tensors]
+    lines += [
+        f"  {entry.name:<{width}}  {'x'.join(map(str, entry.shape)) or '1':<14}  {words[entry.travels]}" for entry in manifest.tensors
+    ]
     return "\n".join(lines)

@@ -20,9 +20,10 @@ class LoRARecipe(Document):
 
     rank: PositiveInt | Auto
     scale: PositiveFloat
-    targets: tuple[Literal["q", "k", "v", "o"], ...] = Field(min_length=1)
+    targets: tuple[Literal["q", "k", "v", "o", "hyper"], ...] = Field(min_length=1)
+    """projections of the attentions (query, key, value, output); ``hyper``: every layer of the decoder's hyper-network MLPs"""
     modules: tuple[str, ...] = Field(min_length=1)
-    """name patterns of the projections, matched as ``fnmatch`` does"""
+    """name patterns of these layers, matched as ``fnmatch`` does"""
     encoder_share: float = Field(default=1.0, gt=0, le=1)
     """share of the encoder's attention blocks, counted from its output: 1 all of them, 0.5 the later half"""
 
