@@ -42,9 +42,8 @@ def test_patterns_that_match_nothing() -> None:
 
 def test_federating_what_is_not_trained_names_a_tensor() -> None:
     (fault,) = faults(parameters=parameters(["*.lora_*"], ["*.lora_A_*", "mask_decoder.mask_tokens.*"]))
-    assert fault == (
-        "parameters.federated: mask_decoder.mask_tokens.* matches only tensors that are not trained, such as mask_decoder.mask_tokens.weight"
-    )
+    expected = "mask_decoder.mask_tokens.* matches only tensors that are not trained, such as mask_decoder.mask_tokens.weight"
+    assert fault == f"parameters.federated: {expected}"
 
 
 def test_a_recipe_that_trains_nothing_says_so_once_for_each_pattern() -> None:
