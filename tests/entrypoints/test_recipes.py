@@ -125,7 +125,7 @@ def test_what_does_not_exist_or_fit(arguments: list[str], words: tuple[str, ...]
 @pytest.mark.parametrize("arguments", [VIT_B, []])
 def test_the_documented_tables_are_what_the_command_prints(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    section = text.split("```\n" + " ".join(["fedsam_recipes", *arguments]) + "\n```")[1].split("```")[0]
+    section = text.split("```\n" + " ".join(["fedsam_recipes", *arguments]) + "\n```")[1].split("```")[0].split("\n## ")[0]
     documented = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
     assert documented == [line.split() for line in printed(capsys, *arguments).splitlines()[2:]]
 
