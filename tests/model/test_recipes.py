@@ -87,7 +87,7 @@ def test_a_step_changes_trained_tensors_only_and_the_masks(base: str, recipe: st
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     logits = model(batch)
     target = torch.randint(3, logits.shape[:1] + logits.shape[2:], generator=torch.Generator().manual_seed(1))
-    torch.nn.functional.cross_entropy(logits, target).backward()
+    torch.nn.functional.cross_entropy(logits, target).backward()  # type: ignore[no-untyped-call]
     torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1.0).step()
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed and changed <= trained
