@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.adapter import inject_adapters
 from fedsam_pipeline.model.checkpoints import load_base, read_checkpoint
 from fedsam_pipeline.model.injection import inject_lora
 from fedsam_pipeline.model.manifest import freeze_all_but, resolve_manifest
@@ -124,6 +125,8 @@ def build_adapted(
     )
     if recipe.lora is not None:
         inject_lora(model, recipe.lora, rank, HEAD_SEED)
+    if recipe.adapter is not None:
+        inject_adapters(model, recipe.adapter, HEAD_SEED)
     manifest = resolve_manifest(model, recipe)
     freeze_all_but(model, manifest)
     return AdaptedModel(model, manifest)

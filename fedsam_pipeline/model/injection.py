@@ -1,4 +1,4 @@
-"""Puts LoRA into the attentions of SAM's encoders and mask decoder, as a recipe says."""
+"""Puts LoRA into the attentions of SAM's encoders and mask decoder, and into its hyper-networks, as a recipe says."""
 
 import fnmatch
 from collections.abc import Iterator, Mapping
@@ -6,10 +6,18 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.lora import LoRALinear
+from fedsam_pipeline.model.sam_modules import HyperNetworkMLP
 from fedsam_pipeline.model.tiny_vit import WindowAttention
 from fedsam_pipeline.specs.recipe import LoRARecipe
+
+ENCODER = "image_encoder."
+HYPER_NETWORKS = "mask_decoder.output_hypernetworks_mlps."
+
+
+def attention_modules(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The self-attentions of an image encoder with their names, from input to output: those that hold a fused ``qkv`` projection."""
+    return [(name, module) for name, module in encoder.named_modules() if isinstance(getattr(module, "qkv", None), nn.Linear)]
 
 
 def fused_rows(attention: nn.Module, linear: nn.Linear, target: str) -> Tensor:
@@ -26,48 +34,56 @@ def fused_rows(attention: nn.Module, linear: nn.Linear, target: str) -> Tensor:
     return torch.arange(part * dim, (part + 1) * dim)
 
 
-def _projections(model: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[str, nn.Module, str, dict[str, Tensor]]]:
-    """Every projection LoRA may go into: its name, its parent, its attribute, and the rows of each wanted target."""
+def _projections(model: nn.Module, recipe: LoRARecipe) -> Iterator[tuple[str, nn.Module, str, dict[str, Tensor]]]:
+    """Every projection LoRA may go into: its name, its parent, its attribute, and the rows of each wanted target.
+
+    Of the encoder's blocks only the last ``encoder_share`` count, rounded to whole blocks, at least one.
+    """
+    blocks = attention_modules(model.get_submodule(ENCODER.rstrip(".")))
+    late = {id(module) for _, module in blocks[-max(1, round(recipe.encoder_share * len(blocks))) :]}
     for name, module in model.named_modules():
-        if isinstance(getattr(module, "qkv", None), nn.Linear):
-            linear = module.qkv
+        if name.startswith(ENCODER) and id(module) in late:
+            linear = module.get_submodule("qkv")
             assert isinstance(linear, nn.Linear)
-            rows = {target: fused_rows(module, linear, target) for target in targets if target in "qkv"}
+            rows: dict[str, Tensor] = {target: fused_rows(module, linear, target) for target in recipe.targets if target in "qkv"}
             if rows:
                 yield f"{name}.qkv", module, "qkv", rows
-            if "o" in targets:
+            if "o" in recipe.targets:
                 yield f"{name}.proj", module, "proj", {"o": torch.arange(linear.in_features)}
         elif isinstance(getattr(module, "q_proj", None), nn.Linear):
-            for target in targets:
+            for target in (target for target in recipe.targets if target in "qkvo"):
                 attribute = "out_proj" if target == "o" else f"{target}_proj"
                 linear = getattr(module, attribute)
                 yield f"{name}.{attribute}", module, attribute, {target: torch.arange(linear.out_features)}
+        elif "hyper" in recipe.targets and name.startswith(HYPER_NETWORKS) and isinstance(module, HyperNetworkMLP):
+            layers = module.get_submodule("layers")
+            for number, linear in layers.named_children():
+                assert isinstance(linear, nn.Linear)
+                yield f"{name}.layers.{number}", layers, number, {"hyper": torch.arange(linear.out_features)}
+
+
+def lora_faults(model: nn.Module, recipe: LoRARecipe) -> Iterator[str]:
+    """Patterns of ``recipe`` that match none of the projections it may go into, whether LoRA is in them already or not."""
+    names = [name for name, *_ in _projections(model, recipe)]
+    for pattern in recipe.modules:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            yield f"lora.modules: {pattern} matches none of the {len(names)} layers of these targets, such as {names[0]} and {names[-1]}"
 
 
 def inject_lora(model: nn.Module, recipe: LoRARecipe, rank: int, seed: int) -> tuple[str, ...]:
     """Replaces the projections that ``recipe`` names by ``LoRALinear``; returns their names.
 
+    Patterns that match nothing are left to ``lora_faults``, so that all faults of a recipe are told at once.
+
     Args:
         model: SAM with its own parameter names (``image_encoder.…``, ``mask_decoder.…``).
-        recipe: targets, name patterns and alpha.
+        recipe: targets, name patterns, share of the encoder and alpha.
         rank: the resolved rank.
         seed: of the A factors.
-
-    Raises:
-        FedsamError: a pattern matches no projection.
     """
     generator = torch.Generator().manual_seed(seed)
-    candidates = list(_projections(model, recipe.targets))
-    for pattern in recipe.modules:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name, *_ in candidates):
-            raise FedsamError(
-                "a LoRA pattern of the recipe matches no attention projection",
-                found=pattern,
-                expected=f"a pattern that matches one of {len(candidates)} names, such as {candidates[0][0] if candidates else '(none)'}",
-                fix="mend lora.modules in the recipe",
-            )
     injected = []
-    for name, parent, attribute, rows in candidates:
+    for name, parent, attribute, rows in list(_projections(model, recipe)):
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in recipe.modules):
             linear = getattr(parent, attribute)
             layer = LoRALinear.from_linear(linear, rank=rank, alpha=recipe.scale * rank, targets=_sorted(rows), generator=generator)

@@ -44,7 +44,7 @@ class LoRALinear(nn.Linear):
         bound = 1 / math.sqrt(linear.in_features)  # Kaiming-uniform with a = sqrt(5), as in the reference implementation
         for name in layer.target_names:
             factor = layer.get_parameter(f"lora_A_{name}")
-            factor.data.copy_((torch.rand(factor.shape, generator=generator) * 2 - 1) * bound)
+            factor.data.copy_((torch.rand(factor.shape, generator=generator, device=generator.device) * 2 - 1) * bound)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

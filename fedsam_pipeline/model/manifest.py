@@ -1,9 +1,10 @@
 """Resolves a recipe's name patterns into the manifest of one model."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.injection import lora_faults
 from fedsam_pipeline.model.sam import ADDED_BY_PLAN, PromptFreeSam
 from fedsam_pipeline.specs.manifest import Manifest, TensorEntry
 from fedsam_pipeline.specs.recipe import Recipe
@@ -12,13 +13,26 @@ from fedsam_pipeline.specs.recipe import Recipe
 def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
     """The manifest of ``model`` under ``recipe``. What the plan adds to the base model trains and travels with every recipe.
 
+    Args:
+        model: with LoRA and adapters in it.
+        recipe: the one they were put in by.
+
     Raises:
-        FedsamError: a pattern matches no tensor, or nothing travels.
+        FedsamError: a pattern matches nothing, something is injected but not trained, or something untrained is to travel. Every fault is
+            listed.
     """
     parameters = dict(model.named_parameters())
     added = {name for name in parameters if name.startswith(ADDED_BY_PLAN)}
-    trained = _match(recipe.parameters.trained, sorted(parameters.keys() - added), "parameters.trained")
-    federated = added.union(_match(recipe.parameters.federated, trained, "parameters.federated"))
+    names = sorted(parameters.keys() - added)
+    trained = _matching(recipe.parameters.trained, names)
+    if faults := list(_faults(model, recipe, names, trained)):
+        raise FedsamError(
+            f"recipe {recipe.name} does not fit base model {model.spec.name}",
+            found=faults[0] if len(faults) == 1 else "\n    ".join([f"{len(faults)} faults", *faults]),
+            expected=f"patterns of tensor names, such as {names[0]}",
+            fix=f"mend these keys in the recipe; fedsam_recipes -m {model.spec.name} -r fedsam --tensors lists the base model's tensors",
+        )
+    federated = added.union(_matching(recipe.parameters.federated, trained))
     return Manifest(
         recipe=recipe.name,
         base_model=model.spec.name,
@@ -29,15 +43,25 @@ def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
     )
 
 
-def _match(patterns: Sequence[str], names: Sequence[str], key: str) -> list[str]:
-    useless = [pattern for pattern in patterns if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
-    if useless:
-        raise FedsamError(
-            "a pattern of the recipe matches no tensor",
-            found=f"{key}: {', '.join(useless)}",
-            expected=f"patterns that match at least one of {len(names)} names, such as {names[0] if names else '(none)'}",
-            fix=f"mend {key} in the recipe",
-        )
+def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained: Sequence[str]) -> Iterator[str]:
+    if recipe.lora is not None:
+        yield from lora_faults(model, recipe.lora)
+        if not any(".lora_B_" in name for name in trained):
+            yield "lora: no factor B is trained, and B starts at zero, so LoRA changes nothing; train *.lora_B_* or leave the table out"
+    if recipe.adapter is not None and not any(".adapter.up." in name for name in trained):
+        yield "adapter: no up projection is trained, and they start at zero, so it changes nothing; train *.adapter.* or drop the table"
+    for pattern in recipe.parameters.trained:
+        if not _matching([pattern], names):
+            yield f"parameters.trained: {pattern} matches no tensor"
+    for pattern in recipe.parameters.federated:
+        matched = _matching([pattern], names)
+        if not matched:
+            yield f"parameters.federated: {pattern} matches no tensor"
+        elif trained and not _matching([pattern], trained):
+            yield f"parameters.federated: {pattern} matches only tensors that are not trained, such as {matched[0]}"
+
+
+def _matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 

@@ -6,6 +6,11 @@ from pydantic import Field
 
 from fedsam_pipeline.specs.document import Document
 
+Wire = Literal["fp32", "fp16", "int8"]
+BYTES_A_VALUE: dict[Wire, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+BYTES_A_SCALE = 4
+"""``int8`` sends a float32 scale with every row"""
+
 
 class TensorEntry(Document):
     """One trained tensor."""
@@ -23,6 +28,11 @@ class TensorEntry(Document):
         for side in self.shape:
             count *= side
         return count
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the tensor seen as (first axis, all others); a vector or a single value is one row."""
+        return self.shape[0] if len(self.shape) > 1 else 1
 
 
 class Manifest(Document):
@@ -52,3 +62,11 @@ class Manifest(Document):
     def federated_parameters(self) -> int:
         """Number of values that travel one way."""
         return sum(entry.num_elements for entry in self.federated)
+
+    def payload_bytes(self, wire: Wire) -> int:
+        """Bytes of the travelling values one way, before entropy coding and without names and headers.
+
+        ``fp32`` 4 and ``fp16`` 2 bytes a value; ``int8`` 1 byte a value and 4 bytes a row for its scale.
+        """
+        scales = sum(entry.num_rows for entry in self.federated) * BYTES_A_SCALE if wire == "int8" else 0
+        return self.federated_parameters * BYTES_A_VALUE[wire] + scales

@@ -1,14 +1,15 @@
 """Recipe: how to adapt. One published method a file (``plans/recipes/*.toml``), or the user's own."""
 
 import tomllib
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.specs.document import Document
+from fedsam_pipeline.specs.document import Document, Rule
 
 Auto = Literal["auto"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -19,9 +20,28 @@ class LoRARecipe(Document):
 
     rank: PositiveInt | Auto
     scale: PositiveFloat
-    targets: tuple[Literal["q", "k", "v", "o"], ...] = Field(min_length=1)
+    targets: tuple[Literal["q", "k", "v", "o", "hyper"], ...] = Field(min_length=1)
+    """projections of the attentions (query, key, value, output); ``hyper``: every layer of the decoder's hyper-network MLPs"""
     modules: tuple[str, ...] = Field(min_length=1)
-    """name patterns of the projections, matched as ``fnmatch`` does"""
+    """name patterns of these layers, matched as ``fnmatch`` does"""
+    encoder_share: float = Field(default=1.0, gt=0, le=1)
+    """share of the encoder's attention blocks, counted from its output: 1 all of them, 0.5 the later half"""
+
+    def target_faults(self) -> Iterator[str]:
+        """Targets that stand twice."""
+        if twice := sorted({target for target in self.targets if self.targets.count(target) > 1}):
+            yield f"targets: {', '.join(twice)} more than once"
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("targets",), target_faults),)
+
+
+class AdapterRecipe(Document):
+    """Medical SAM Adapter (Wu et al., arXiv:2304.12620) after the attention and beside the MLP of every attention block of the encoder."""
+
+    ratio: float = Field(gt=0, le=4)
+    """width of the bottleneck over the width of the block"""
+    mlp_scale: PositiveFloat
+    """factor of the contribution beside the MLP; the one after the attention counts in full"""
 
 
 class ParametersRecipe(Document):
@@ -37,6 +57,13 @@ class LossRecipe(Document):
 
     dice_weight: float = Field(ge=0)
     cross_entropy_weight: float = Field(ge=0)
+
+    def weight_faults(self) -> Iterator[str]:
+        """A loss that is always zero."""
+        if self.dice_weight == self.cross_entropy_weight == 0:
+            yield "dice_weight: it and cross_entropy_weight are 0, so nothing is learnt"
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("dice_weight", "cross_entropy_weight"), weight_faults),)
 
 
 class OptimizerRecipe(Document):
@@ -76,11 +103,22 @@ class Recipe(Document):
     paper: str
     encoders: tuple[Literal["tiny_vit", "vit"], ...] = Field(min_length=1)
     lora: LoRARecipe | None = None
+    adapter: AdapterRecipe | None = None
     parameters: ParametersRecipe
     loss: LossRecipe
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe
     aggregation: AggregationRecipe
+
+    def injection_faults(self) -> Iterator[str]:
+        """Patterns of tensors that only another table would make. What a model's tensors say is judged in ``model/manifest.py``."""
+        for table, present, mark in (("lora", self.lora is not None, ".lora_"), ("adapter", self.adapter is not None, ".adapter.")):
+            for key in ("trained", "federated"):
+                for pattern in getattr(self.parameters, key):
+                    if mark in pattern and not present:
+                        yield f"parameters.{key}: {pattern} matches nothing, because there is no table [{table}]"
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("lora", "adapter", "parameters"), injection_faults),)
 
 
 def recipe_names() -> list[str]:

@@ -44,6 +44,7 @@ FLAGS = {
     "fedsam_make_demo_dataset": ("-d", "-o", "--size", "--seed", "--overwrite"),
     "fedsam_convert_dataset": ("msd", "prostate", "kits19", "ixi", "fets"),
     "fedsam_download_weights": ("base_model", "--from"),
+    "fedsam_recipes": ("-m", "--image_size", "--num_classes", "--rank", "-r", "--json", "--tensors"),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")

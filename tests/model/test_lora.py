@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.model.injection import fused_rows, inject_lora
+from fedsam_pipeline.model.injection import fused_rows, inject_lora, lora_faults
 from fedsam_pipeline.model.lora import LoRALinear, lora_layers, merge_lora, unmerge_lora
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
@@ -75,7 +74,18 @@ def test_injection_reaches_encoder_and_all_seven_decoder_attentions() -> None:
     assert len(lora_layers(model)) == len(names)
 
 
-def test_a_pattern_that_matches_nothing_is_named() -> None:
+def test_patterns_that_match_nothing_are_named_before_and_after_injection() -> None:
     model = PromptFreeSam(base_model_spec("tiny_random"), 3, 28)
-    with pytest.raises(FedsamError, match=r"matches no attention projection[\s\S]*nowhere\.\*"):
-        inject_lora(model, LoRARecipe(rank=2, scale=1.0, targets=("q",), modules=("nowhere.*",)), 2, 0)
+    recipe = LoRARecipe(rank=2, scale=1.0, targets=("q",), modules=("nowhere.*", "image_encoder.*"))
+    for _ in range(2):
+        (fault,) = lora_faults(model, recipe)
+        assert fault.startswith("lora.modules: nowhere.* matches none of the 10 layers")
+        inject_lora(model, recipe, 2, 0)
+
+
+@pytest.mark.parametrize(("share", "stages"), [(1.0, "123"), (0.5, "23"), (0.34, "3"), (0.01, "3")])
+def test_a_share_of_the_encoder_is_its_last_blocks(share: float, stages: str) -> None:
+    model = PromptFreeSam(base_model_spec("tiny_random"), 3, 28)
+    recipe = LoRARecipe(rank=2, scale=1.0, targets=("q", "o"), modules=("image_encoder.*",), encoder_share=share)
+    names = inject_lora(model, recipe, 2, 0)
+    assert names == tuple(f"image_encoder.layers.{stage}.blocks.0.attn.{which}" for stage in stages for which in ("qkv", "proj"))
