@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, from_arrays, to_arrays
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, VALIDATION, VALIDATION_SHARED, from_arrays, to_arrays
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.memory import keep_freed_memory
@@ -127,21 +127,29 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
     rounds_done = int(_number(config, "round"))
     validation = worker.evaluate(received, rounds_done=rounds_done, report=setup.state_folder / "validation.json")
-    return RecordDict({CONFIG: _reply_config(config, setup, validation), METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases)})})
+    reply = _reply_config(config, setup, validation)
+    if worker.manifest.personal:
+        worker.write_personal_bundle(received, rounds_done=rounds_done)
+        shared = worker.evaluate(received, rounds_done=rounds_done, personal=False, report=setup.state_folder / "validation_shared.json")
+        reply[VALIDATION_SHARED] = _scores(shared, setup)
+    return RecordDict({CONFIG: reply, METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases)})})
 
 
 def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, SiteDice]) -> ConfigRecord:
-    names = setup.model.plans.foreground_names
-    scores = {site: dice.to_dict(names) for site, dice in validation.items()}
     return ConfigRecord(
         {
             "run_id": config["run_id"],
             "round": config["round"],
             "attempt": config["attempt"],
             "site": setup.site,
-            "validation": json.dumps(scores),
+            VALIDATION: _scores(validation, setup),
         }
     )
+
+
+def _scores(validation: dict[str, SiteDice], setup: SiteSetup) -> str:
+    names = setup.model.plans.foreground_names
+    return json.dumps({site: dice.to_dict(names) for site, dice in validation.items()})
 
 
 def _number(config: ConfigRecord, key: str) -> float:

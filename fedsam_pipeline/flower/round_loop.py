@@ -29,6 +29,8 @@ from fedsam_pipeline.flower.messages import (
     NUM_EXAMPLES,
     PAYLOAD,
     TRAIN_ROUND,
+    VALIDATION,
+    VALIDATION_SHARED,
     from_arrays,
     message_bytes,
     to_arrays,
@@ -89,8 +91,24 @@ class SiteReply:
     site: str
     metrics: dict[str, float]
     validation: dict[str, SiteDice]
+    validation_shared: dict[str, SiteDice]
     num_bytes: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FinalScores:
+    """Dice by site after the last round.
+
+    Attributes:
+        shared: of the model that all sites share.
+        personal: of each site's own model; ``None`` where no tensor stays at a site.
+        traffic: the bytes it took.
+    """
+
+    shared: dict[str, SiteDice]
+    personal: dict[str, SiteDice] | None
+    traffic: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -140,15 +158,17 @@ class RoundLoop:
             self._checkpoints.save(round_number, tensors)  # last: a round without a checkpoint is done again, records and all
         return tensors
 
-    def evaluate(self, tensors: dict[str, Tensor]) -> tuple[dict[str, SiteDice], dict[str, Any]]:
-        """Scores the final model on every site's whole fold: Dice by site, and the bytes it took."""
+    def evaluate(self, tensors: dict[str, Tensor]) -> FinalScores:
+        """Scores the final model on every site's whole fold."""
         started = time.perf_counter()
         content = RecordDict({PAYLOAD: to_arrays(tensors), CONFIG: self._config(self._plan.schedule.rounds, validate=True)})
         messages = [Message(content, dst_node_id=node, message_type=EVALUATE_FOLD) for node in sorted(self._grid.get_node_ids())]
         replies = self._exchange(messages, with_tensors=False)
         traffic = self._traffic(self._plan.schedule.rounds, messages, replies, "evaluate.fold")
-        scores = {site: dice for reply in replies for site, dice in reply.validation.items()}
-        return scores, traffic | {"seconds": time.perf_counter() - started}
+        own = {site: dice for reply in replies for site, dice in reply.validation.items()}
+        shared = {site: dice for reply in replies for site, dice in reply.validation_shared.items()}
+        personal = bool(self._manifest.personal)
+        return FinalScores(shared if personal else own, own if personal else None, traffic | {"seconds": time.perf_counter() - started})
 
     def _round(self, tensors: dict[str, Tensor], round_number: int) -> tuple[dict[str, Tensor], RoundRecord]:
         started = time.perf_counter()
@@ -232,7 +252,8 @@ class RoundLoop:
             raise SiteFailed(f"{site} reports {code}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log", code)
         if any(config[key] != sent[key] for key in ANSWERED_KEYS):
             raise SiteFailed(f"{site} answers for another run or round")
-        reply = SiteReply(site, _floats(site, metrics), self._validation(site, config), message_bytes(content))
+        shared = self._validation(site, config, VALIDATION_SHARED) if VALIDATION_SHARED in config else {}
+        reply = SiteReply(site, _floats(site, metrics), self._validation(site, config, VALIDATION), shared, message_bytes(content))
         if with_tensors:
             if reply.metrics[NUM_EXAMPLES] < 1 or not set(REPLY_KEYS) <= set(reply.metrics):
                 raise SiteFailed(f"{site} sends no examples, or lacks one of {', '.join(REPLY_KEYS)}")
@@ -242,9 +263,9 @@ class RoundLoop:
                 raise SiteFailed(f"the update of {site} was refused: {error}") from error
         return reply
 
-    def _validation(self, site: str, config: ConfigRecord) -> dict[str, SiteDice]:
+    def _validation(self, site: str, config: ConfigRecord, key: str) -> dict[str, SiteDice]:
         try:
-            values = json.loads(str(config["validation"]))
+            values = json.loads(str(config[key]))
             scores = {str(owner): SiteDice.from_dict(value, self._plan.class_names) for owner, value in values.items()}
             if any(np.any((score.classes < 0) | (score.classes > 1)) or score.dice < 0 or score.dice > 1 for score in scores.values()):
                 raise ValueError("a Dice outside 0 to 1")

@@ -17,6 +17,7 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
+from fedsam_pipeline.model.bundle import bundle_info, write_adapter, write_documents
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
@@ -27,6 +28,7 @@ from fedsam_pipeline.training.slab_loader import SlabLoader
 
 log = logging.getLogger(__name__)
 _LOCAL_PREFIX = "local/"
+PERSONAL_FOLDER = "personal"
 
 
 @dataclass(frozen=True)
@@ -151,17 +153,34 @@ class SiteWorker:
 
     def _initial_local(self) -> dict[str, Tensor]:
         """Local tensors at round 0, kept once so that a worker's model, used by other sites in between, cannot leak into this one."""
-        local = [entry.name for entry in self.manifest.tensors if entry.travels == "none"]
+        local = [entry.name for entry in self.manifest.personal]
         if not local:
             return {}
         fresh = self._setup.model.build()
         return {f"{_LOCAL_PREFIX}{name}": fresh.trained_tensors()[name].clone() for name in local}
+
+    def _own(self, rounds_done: int) -> dict[str, Tensor]:
+        """The tensors that stay here, as they were after a round."""
+        state = self._states.load(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
+        return _without_prefix(state, _LOCAL_PREFIX)
+
+    def write_personal_bundle(self, received: dict[str, Tensor], *, rounds_done: int) -> Path:
+        """Writes this site's own model, the received tensors with those that stay here, as a folder that prediction takes (``-m``).
+
+        Returns:
+            ``personal/`` in the site's state folder.
+        """
+        model, folder = self._setup.model, self._setup.state_folder / PERSONAL_FOLDER
+        write_documents(folder, model.plans, model.recipe, self.manifest)
+        write_adapter(folder, received | self._own(rounds_done), bundle_info(model, rounds_done))
+        return folder
 
     def evaluate(
         self,
         received: dict[str, Tensor],
         *,
         rounds_done: int,
+        personal: bool = True,
         max_cases: int | None = None,
         report: Path | None = None,
         on_case: Callable[[], None] | None = None,
@@ -170,7 +189,9 @@ class SiteWorker:
 
         Args:
             received: the global tensors.
-            rounds_done: the round they come from; the site's local tensors of that round go with them.
+            rounds_done: the round they come from.
+            personal: with the site's own tensors of that round, where some stay here; ``False``: with theirs of round 0, which is the
+                model that all sites share.
             max_cases: at most so many cases, evenly spread over the sorted list; ``None`` for all.
             report: file for the scores of single cases; it stays at the site.
             on_case: called after each case.
@@ -180,8 +201,7 @@ class SiteWorker:
             Ignored voxels do not count, nor classes that the owner did not annotate.
         """
         setup = self._setup
-        state = self._states.load(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
-        self._adapted.load_tensors(received | _without_prefix(state, _LOCAL_PREFIX))
+        self._adapted.load_tensors(received | self._own(rounds_done if personal else 0))
         device = torch.device(setup.device)
         num_classes = setup.model.plans.num_classes
         predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))

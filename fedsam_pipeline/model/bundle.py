@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import atomic_path, sha256_file
-from fedsam_pipeline.model.build import AdaptedModel, build_planned
+from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_planned
 from fedsam_pipeline.model.lora import merge_lora
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
@@ -77,6 +77,18 @@ def write_documents(folder: Path, plans: Plans, recipe: Recipe, manifest: Manife
     plans.save(folder / PLANS_FILE)
     recipe.save(folder / RECIPE_FILE)
     manifest.save(folder / MANIFEST_FILE)
+
+
+def bundle_info(model: ModelSetup, rounds_done: int) -> BundleInfo:
+    """What binds an adapter of this setup to its base model; ``write_adapter`` adds the hash."""
+    return BundleInfo(
+        base_model=model.plans.base_model,
+        base_weights_sha256=model.weights_sha256,
+        random_encoder=model.random_encoder,
+        lora_rank=model.lora_rank,
+        rounds_done=rounds_done,
+        adapter_sha256="0" * 64,
+    )
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], info_without_hash: BundleInfo) -> None:

@@ -19,11 +19,11 @@ from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
-from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
+from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
 from fedsam_pipeline.flower.simulation import Grid, simulate
-from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup
 from fedsam_pipeline.logs import log_file
-from fedsam_pipeline.model.bundle import ADAPTER_FILE, BUNDLE_FILE, BundleInfo, write_adapter, write_documents
+from fedsam_pipeline.model.bundle import ADAPTER_FILE, BUNDLE_FILE, bundle_info, write_adapter, write_documents
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.report.curves import progress_png
@@ -152,7 +152,8 @@ class TrainingRun:
         ):
             (self._folder / name).unlink(missing_ok=True)
         for site in self._setup.sites:
-            (site.state_folder / "validation.json").unlink(missing_ok=True)
+            for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}"):
+                (site.state_folder / name).unlink(missing_ok=True)
         for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
             series.clear()
 
@@ -212,13 +213,6 @@ class TrainingRun:
         travelling = {entry.name for entry in adapted.manifest.federated}
         self._initial = adapted.trained_tensors()
         self._travelling = {name: tensor for name, tensor in self._initial.items() if name in travelling}
-        if len(travelling) < len(adapted.manifest.tensors):
-            raise FedsamError(
-                "a recipe with tensors that stay at their site cannot be trained by this command yet",
-                found=f"{len(adapted.manifest.tensors) - len(travelling)} tensors of {setup.model.recipe.name} do not travel",
-                expected='federated = ["*"]: the trained model holds one adapter for all sites',
-                fix="mend parameters.federated in the recipe",
-            )
         self._manifest = adapted.manifest
         return adapted.manifest
 
@@ -242,8 +236,8 @@ class TrainingRun:
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             loop = RoundLoop(grid, fedavg(len(setup.sites)), plan, self._manifest, self._checkpoints, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
-            scores, traffic = loop.evaluate(tensors)
-        self._finish(tensors, scores, traffic)
+            scores = loop.evaluate(tensors)
+        self._finish(tensors, scores)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
@@ -262,29 +256,27 @@ class TrainingRun:
 
         return on_round
 
-    def _finish(self, tensors: dict[str, Any], scores: dict[str, SiteDice], traffic: dict[str, Any]) -> None:
-        self._append_traffic(traffic)
-        together = combine_sites(scores) if scores else None
-        final = None if together is None else {"dice": together.to_dict(self._names)["dice"], "all_sites": together.to_dict(self._names)}
-        by_site = {site: dice.to_dict(self._names) for site, dice in sorted(scores.items())}
-        summary = {"schema_version": 1, "rule": RULE, "grid": "plan", "round": self._setup.schedule.rounds, "sites": by_site} | (
-            final or {"dice": None}
-        )
+    def _finish(self, tensors: dict[str, Any], scores: FinalScores) -> None:
+        self._append_traffic(scores.traffic)
+        shared = self._summary(scores.shared)
+        summary = {"schema_version": 1, "rule": RULE, "grid": "plan", "round": self._setup.schedule.rounds} | shared
+        if scores.personal is not None:
+            summary["personal"] = self._summary(scores.personal)
         write_json(self._folder / "validation" / "summary.json", summary)
         with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
-            line = {"event": "final", "round": self._setup.schedule.rounds, "validation": by_site, "dice": summary["dice"]}
+            line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
             stream.write(json.dumps(line, allow_nan=False) + "\n")
         progress_png(self._progress(), self._folder / "progress.png")
-        info = BundleInfo(
-            base_model=self._setup.model.plans.base_model,
-            base_weights_sha256=self._setup.model.weights_sha256,
-            random_encoder=self._setup.model.random_encoder,
-            lora_rank=self._setup.model.lora_rank,
-            rounds_done=self._setup.schedule.rounds,
-            adapter_sha256="0" * 64,
-        )
-        write_adapter(self._folder, self._initial | tensors, info)
+        write_adapter(self._folder, self._initial | tensors, bundle_info(self._setup.model, self._setup.schedule.rounds))
         self.state["final"] = summary
+
+    def _summary(self, scores: dict[str, SiteDice]) -> dict[str, Any]:
+        """JSON of the scores by site and of all sites together."""
+        by_site = {site: dice.to_dict(self._names) for site, dice in sorted(scores.items())}
+        if not scores:
+            return {"sites": by_site, "dice": None}
+        together = combine_sites(scores).to_dict(self._names)
+        return {"sites": by_site, "dice": together["dice"], "all_sites": together}
 
     def _progress(self) -> list[dict[str, Any]]:
         text = (self._folder / "progress.jsonl").read_text(encoding="utf-8")

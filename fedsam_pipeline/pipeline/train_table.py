@@ -13,16 +13,22 @@ def result_table(states: Sequence[Mapping[str, Any]]) -> str:
         states: the ``run.json`` of each run.
     """
     finals = [state["final"] for state in states if state.get("final")]
-    sites: dict[str, Mapping[str, Any]] = {name: row for final in finals for name, row in final["sites"].items()}
+    sites = _by_site(finals)
     if not sites:
         return "no validation case in this fold: nothing to score"
+    parts = [_table(sites, finals[0]["rule"])]
+    if personal := _by_site([final["personal"] for final in finals if "personal" in final]):
+        parts = ["the model that all sites share", *parts, "each site's own model", _table(personal, finals[0]["rule"])]
+    seconds = sum(float(state["seconds"]) for state in states)
+    return "\n".join([*parts, f"validation volumes on the plan's grid; {seconds / 60:.1f} minutes"])
+
+
+def _by_site(finals: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {name: row for final in finals for name, row in final["sites"].items()}
+
+
+def _table(sites: Mapping[str, Mapping[str, Any]], rule: str) -> str:
     names = list(next(iter(sites.values()))["classes"])
     together = combine_sites({name: SiteDice.from_dict(row, names) for name, row in sites.items()})
-    summary = {
-        "labels": {name: index for index, name in enumerate(names, start=1)},
-        "sites": sites,
-        "all_sites": together.to_dict(names),
-        "rule": finals[0]["rule"],
-    }
-    seconds = sum(float(state["seconds"]) for state in states)
-    return f"{format_table(summary)}\nvalidation volumes on the plan's grid; {seconds / 60:.1f} minutes"
+    labels = {name: index for index, name in enumerate(names, start=1)}
+    return format_table({"labels": labels, "sites": sites, "all_sites": together.to_dict(names), "rule": rule})

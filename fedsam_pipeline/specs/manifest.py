@@ -54,6 +54,11 @@ class Manifest(Document):
         return tuple(entry for entry in self.tensors if entry.travels == "both")
 
     @property
+    def personal(self) -> tuple[TensorEntry, ...]:
+        """The trained tensors that stay at their site."""
+        return tuple(entry for entry in self.tensors if entry.travels == "none")
+
+    @property
     def trained_parameters(self) -> int:
         """Number of trained values."""
         return sum(entry.num_elements for entry in self.tensors)

@@ -123,3 +123,17 @@ def test_centralized_training_takes_the_summed_steps_on_all_cases(planned: Path)
     assert sorted(state["final"]["sites"]) == scored_sites(planned)  # scored under the sites that own the cases
     assert all(f"\n{site} " in text for site in scored_sites(planned))
     assert builds(run_folder) == {"pooled": 1}
+
+
+def test_what_stays_at_a_site_gives_it_a_model_of_its_own(planned: Path) -> None:
+    printed = run(planned, "fedsam_train_federated -r fedsa_lora --rounds 2 --local_steps 2 --val_every 0")
+    assert printed.index("the model that all sites share") < printed.index("each site's own model")
+    fold = planned / "fedsam_data/results/Dataset001_Demo/fedsa_lora__plans__main/federated__fedavg__seed0/fold_0"
+    summary = json.loads((fold / "validation/summary.json").read_text(encoding="utf-8"))
+    assert sorted(summary["personal"]["sites"]) == sorted(summary["sites"]) == scored_sites(planned)
+    images = planned / "fedsam_data/raw/Dataset001_Demo/imagesTs"
+    (planned / "one").mkdir()
+    image = sorted(images.iterdir())[0]
+    (planned / "one" / image.name).write_bytes(image.read_bytes())
+    run(planned, f"fedsam_predict -i one -o personal_masks -m {fold}/sites/site_a/personal")
+    assert len(list((planned / "personal_masks").glob("*.nii.gz"))) == 1

@@ -15,6 +15,7 @@ from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_array
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped, SiteFailed, fedavg
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.model.bundle import load_tensors
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule
@@ -151,10 +152,12 @@ def test_scores_come_from_the_received_model_and_the_final_one(tmp_path: Path) -
     tensors = federation.run()
     assert [bool(record.progress["validation"]) for record in federation.records] == [False, False, True]
     assert federation.records[2].progress["validated_round"] == 2
-    scores, traffic = federation.loop.evaluate(tensors)
-    assert sorted(scores) == sorted(SITES)
-    assert all(0 <= score.dice <= 1 for score in scores.values())
-    assert traffic["message"] == "evaluate.fold"
+    final = federation.loop.evaluate(tensors)
+    assert sorted(final.shared) == sorted(SITES)
+    assert all(0 <= score.dice <= 1 for score in final.shared.values())
+    assert final.personal is None
+    assert final.traffic["message"] == "evaluate.fold"
+    assert not (tmp_path / "sites" / "site_a" / "personal").exists()
     report = json.loads((tmp_path / "sites" / "site_a" / "validation.json").read_text())
     assert [row["case"] for row in report["cases"]] == ["site_a_3"]
 
@@ -172,6 +175,32 @@ def test_tensors_that_do_not_travel_stay_at_their_site(tmp_path: Path) -> None:
         kept[setup.site] = CheckpointSeries(setup.state_folder, "state_r").load(3)[f"local/{name}"]
         assert not torch.equal(kept[setup.site], federation.adapted.trained_tensors()[name])
     assert not torch.equal(kept["site_a"], kept["site_b"])
+
+
+def test_a_site_scores_and_keeps_its_own_model_beside_the_shared_one(tmp_path: Path) -> None:
+    recipe = load_recipe("fedsa_lora")
+    federation = Federation(tmp_path, recipe=recipe)
+    tensors = federation.run()
+    final = federation.loop.evaluate(tensors)
+    assert final.personal is not None
+    assert sorted(final.personal) == sorted(final.shared) == sorted(SITES)
+    own, untrained = [entry.name for entry in federation.adapted.manifest.personal], build_adapted_again(recipe)
+    assert own
+    folders = {setup.site: setup.state_folder / "personal" for setup in federation.setups}
+    for site, folder in folders.items():
+        adapter = load_tensors(folder / "adapter.safetensors")
+        assert all(torch.equal(adapter[name], tensors[name]) for name in tensors)
+        assert any(not torch.equal(adapter[name], untrained[name]) for name in own), site
+    first, second = (load_tensors(folders[site] / "adapter.safetensors") for site in ("site_a", "site_b"))
+    assert any(not torch.equal(first[name], second[name]) for name in own)
+    shared = [json.loads((folder.parent / "validation_shared.json").read_text()) for folder in folders.values()]
+    personal = [json.loads((folder.parent / "validation.json").read_text()) for folder in folders.values()]
+    assert shared != personal
+
+
+def build_adapted_again(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The trained tensors at round 0."""
+    return build_adapted("tiny_random", recipe, rank=2, num_classes=3, image_size=28, weights=None).trained_tensors()
 
 
 def test_each_machine_notes_how_it_carries_out_a_step_and_parts_of_it_train_the_same(tmp_path: Path) -> None:
@@ -329,7 +358,7 @@ def test_a_site_that_annotated_one_class_trains_and_is_scored_with_it_alone(tmp_
     federation = Federation(tmp_path, val_every=2)
     federation.grid._setups[1] = replace(federation.grid._setups[1], annotated={"site_b": (1,)})
     tensors = federation.run()
-    scores, _ = federation.loop.evaluate(tensors)
+    scores = federation.loop.evaluate(tensors).shared
     assert np.isnan(scores["site_b"].classes[1])
     assert scores["site_b"].dice == scores["site_b"].classes[0]
     assert scores["site_b"].excluded is not None and scores["site_b"].excluded.tolist() == [0, 1]
@@ -358,7 +387,7 @@ def test_a_pooled_site_scores_each_owner_by_what_it_annotated_and_skips_ignored_
     )
     federation.grid._setups[0] = setup
     tensors = federation.run()
-    scores, _ = federation.loop.evaluate(tensors)
+    scores = federation.loop.evaluate(tensors).shared
     assert scores["a"].excluded is None and scores["b"].excluded is not None
     assert np.isnan(scores["b"].classes[1])
     report = json.loads((tmp_path / "sites" / "pooled" / "validation.json").read_text())
