@@ -17,8 +17,8 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
-from fedsam_pipeline.model.bundle import bundle_info, write_adapter, write_documents
 from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.model.trained_files import write_adapter, write_documents
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.manifest import Manifest
@@ -172,7 +172,7 @@ class SiteWorker:
         """
         model, folder = self._setup.model, self._setup.state_folder / PERSONAL_FOLDER
         write_documents(folder, model.plans, model.recipe, self.manifest)
-        write_adapter(folder, received | self._own(rounds_done), bundle_info(model, rounds_done))
+        write_adapter(folder, received | self._own(rounds_done), model.bundle_info(rounds_done))
         return folder
 
     def evaluate(

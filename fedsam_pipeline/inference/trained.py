@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.model.bundle import BUNDLE_FILE
+from fedsam_pipeline.model.trained_files import BUNDLE_FILE
 
 TRAINED_MARKER = f"*/*/fold_*/{BUNDLE_FILE}"
 """what a dataset folder under results contains once a fold is trained; the file is written last"""

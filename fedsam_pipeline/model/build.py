@@ -14,6 +14,7 @@ from fedsam_pipeline.model.manifest import freeze_all_but, resolve_manifest
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.model.tiny_vit import TinyViT
+from fedsam_pipeline.model.trained_files import BundleInfo, read_adapter
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.specs.plans import Plans
@@ -21,6 +22,9 @@ from fedsam_pipeline.specs.recipe import Recipe
 
 HEAD_SEED = 20240601
 """Seed of what a base model lacks (LoRA's A, the sixteenfold head): the same at every site and in every run, so that all start alike."""
+
+
+SHOWN_FAULTS = 6
 
 
 @dataclass(frozen=True)
@@ -155,12 +159,14 @@ class ModelSetup:
         plans, recipe: agreed to by hash.
         weights: base checkpoint file; ``None`` seeds the base at random.
         random_encoder: draw the image encoder at random, for control experiments.
+        start: a trained fold's folder whose adapter training begins with; ``None``: the adapter as drawn.
     """
 
     plans: Plans
     recipe: Recipe
     weights: Path | None
     random_encoder: bool = False
+    start: Path | None = None
 
     @property
     def weights_sha256(self) -> str:
@@ -179,8 +185,49 @@ class ModelSetup:
             "recipe_sha256": self.recipe.sha256(),
             "weights_sha256": self.weights_sha256,
             "encoder": "random" if self.random_encoder else "pretrained",
+            "start_sha256": "none" if self.start is None else read_adapter(self.start)[0].adapter_sha256,
         }
 
     def build(self) -> AdaptedModel:
-        """The model; see ``build_planned``."""
-        return build_planned(self.plans, self.recipe, rank=self.lora_rank, weights=self.weights, random_encoder=self.random_encoder)
+        """The model; see ``build_planned``. With ``start``, its adapter is in it.
+
+        Raises:
+            FedsamError: that adapter belongs to another base model, or has other tensors.
+        """
+        adapted = build_planned(self.plans, self.recipe, rank=self.lora_rank, weights=self.weights, random_encoder=self.random_encoder)
+        if self.start is not None:
+            self._load_start(adapted, self.start)
+        return adapted
+
+    def _load_start(self, adapted: AdaptedModel, folder: Path) -> None:
+        info, manifest, tensors = read_adapter(folder)
+        base = (info.base_model, info.base_weights_sha256, info.random_encoder)
+        own = {entry.name: entry.shape for entry in adapted.manifest.tensors}
+        given = {entry.name: entry.shape for entry in manifest.tensors}
+        faults = []
+        if base != (self.plans.base_model, self.weights_sha256, self.random_encoder):
+            faults.append(f"it was trained on {info.base_model}, weights {info.base_weights_sha256[:12]}, not on this run's base model")
+        faults += [f"{name}: missing" for name in sorted(own.keys() - given.keys())]
+        faults += [f"{name}: not trained by recipe {self.recipe.name}" for name in sorted(given.keys() - own.keys())]
+        faults += [f"{name}: {given[name]}, not {own[name]}" for name in sorted(own.keys() & given.keys()) if own[name] != given[name]]
+        if faults:
+            more = [f"and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+            raise FedsamError(
+                "training cannot begin with this adapter",
+                path=folder,
+                found="\n    ".join([f"{len(faults)} faults", *faults[:SHOWN_FAULTS], *more]),
+                expected=f"an adapter of recipe {self.recipe.name} with LoRA rank {self.lora_rank} for {self.plans.num_classes} classes",
+                fix="use the recipe, the base model and a plan with the rank and the labels that it was trained with, or leave --init out",
+            )
+        adapted.load_tensors(tensors)
+
+    def bundle_info(self, rounds_done: int) -> BundleInfo:
+        """What binds an adapter of this setup to its base model; ``write_adapter`` adds the hash."""
+        return BundleInfo(
+            base_model=self.plans.base_model,
+            base_weights_sha256=self.weights_sha256,
+            random_encoder=self.random_encoder,
+            lora_rank=self.lora_rank,
+            rounds_done=rounds_done,
+            adapter_sha256="0" * 64,
+        )

@@ -18,8 +18,9 @@ from fedsam_pipeline.inference.inputs import InputCase, file_ending, find_cases
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, find_folds
 from fedsam_pipeline.logs import log_file
-from fedsam_pipeline.model.bundle import PLANS_FILE, LoadedModel, load_bundle
+from fedsam_pipeline.model.bundle import LoadedModel, load_bundle
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
+from fedsam_pipeline.model.trained_files import PLANS_FILE
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.plans import Plans

@@ -23,7 +23,7 @@ from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan,
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup
 from fedsam_pipeline.logs import log_file
-from fedsam_pipeline.model.bundle import ADAPTER_FILE, BUNDLE_FILE, bundle_info, write_adapter, write_documents
+from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write_adapter, write_documents
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.report.curves import progress_png
@@ -180,7 +180,7 @@ class TrainingRun:
             "strategy": setup.model.recipe.aggregation.strategy,
             "fold": request.fold,
             **self._identity(),
-            "arguments": asdict(request),
+            "arguments": asdict(request) | {"init": None if request.init is None else str(request.init)},
             "versions": versions(),
             "hardware": hardware(request.device),
             "workers": setup.workers,
@@ -267,7 +267,7 @@ class TrainingRun:
             line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
             stream.write(json.dumps(line, allow_nan=False) + "\n")
         progress_png(self._progress(), self._folder / "progress.png")
-        write_adapter(self._folder, self._initial | tensors, bundle_info(self._setup.model, self._setup.schedule.rounds))
+        write_adapter(self._folder, self._initial | tensors, self._setup.model.bundle_info(self._setup.schedule.rounds))
         self.state["final"] = summary
 
     def _summary(self, scores: dict[str, SiteDice]) -> dict[str, Any]:

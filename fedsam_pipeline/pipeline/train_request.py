@@ -15,6 +15,7 @@ from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.model.trained_files import read_adapter
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.plans_file import load_plans
@@ -47,6 +48,8 @@ class TrainRequest:
     gpu_memory_target: float | None = None
     """GiB"""
     random_encoder: bool = False
+    init: Path | None = None
+    """a trained fold's folder to start from"""
     resume: bool = False
     overwrite: bool = False
 
@@ -108,8 +111,12 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
         groups = [("centralized", {POOLED_SITE: sorted(owner)})]
     else:
         groups = [(f"local-{site}", {site: cases}) for site, cases in sites.items()]
-    adaptation = f"{recipe.name}{'-random_encoder' if request.random_encoder else ''}__{request.plans_name}__{CONFIGURATION}"
-    model = ModelSetup(plans, recipe, weights, request.random_encoder)
+    start = None if request.init is None else request.init.absolute()
+    special = "-random_encoder" if request.random_encoder else ""
+    if start is not None:
+        special += f"-from_{read_adapter(start)[0].adapter_sha256[:8]}"
+    adaptation = f"{recipe.name}{special}__{request.plans_name}__{CONFIGURATION}"
+    model = ModelSetup(plans, recipe, weights, request.random_encoder, start)
     return [
         _run_setup(
             results / preprocessed.name / adaptation, name, members, folds, store, owner, annotated, model, schedule, request, dataset

@@ -6,7 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from fedsam_pipeline.model.trained_files import load_tensors
 from tests.end_to_end.commands import run, stop_when
 
 SITES = ("site_a", "site_b", "site_c")
@@ -137,3 +139,13 @@ def test_what_stays_at_a_site_gives_it_a_model_of_its_own(planned: Path) -> None
     (planned / "one" / image.name).write_bytes(image.read_bytes())
     run(planned, f"fedsam_predict -i one -o personal_masks -m {fold}/sites/site_a/personal")
     assert len(list((planned / "personal_masks").glob("*.nii.gz"))) == 1
+
+
+def test_a_run_starts_from_a_trained_adapter(planned: Path, uninterrupted: Path) -> None:
+    start = uninterrupted / FOLD
+    run(planned, f"fedsam_train_federated --init {start} --rounds 1 --local_steps 1 --lr 1e-12")
+    (folder,) = (planned / "fedsam_data/results/Dataset001_Demo").glob("flap_sam-from_*__plans__main")
+    before, after = (load_tensors(path / "adapter.safetensors") for path in (start, folder / "federated__fedavg__seed0" / "fold_0"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)

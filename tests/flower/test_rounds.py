@@ -15,7 +15,7 @@ from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_array
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped, SiteFailed, fedavg
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
-from fedsam_pipeline.model.bundle import load_tensors
+from fedsam_pipeline.model.trained_files import load_tensors
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import sha256_file
-from fedsam_pipeline.model.build import AdaptedModel, build_adapted
-from fedsam_pipeline.model.bundle import ADAPTER_FILE, BUNDLE_FILE, BundleInfo, load_bundle, load_tensors, write_adapter, write_documents
+from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.lora import merge_lora
+from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, BundleInfo, load_tensors, write_adapter, write_documents
 from fedsam_pipeline.specs.recipe import load_recipe
 from tests.conftest import make_tiny_plans
 
@@ -172,7 +173,44 @@ def test_an_interrupted_write_is_not_taken_for_a_model(tmp_path: Path, monkeypat
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("fedsam_pipeline.model.bundle.save_file", full_disk)
+    monkeypatch.setattr("fedsam_pipeline.model.trained_files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, adapted)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(FILES) - {BUNDLE_FILE})
+
+
+def setup(**changes: Any) -> ModelSetup:
+    values: dict[str, Any] = {"plans": make_tiny_plans(), "recipe": load_recipe("flap_sam"), "weights": None}
+    return ModelSetup(**values | changes)
+
+
+def test_training_starts_from_a_bundle_and_both_sides_agree_on_it(tmp_path: Path) -> None:
+    plans = make_tiny_plans(training={"lora_rank": 2})
+    adapted = trained()
+    start = write(tmp_path / "fold_0", adapted)
+    begun = setup(plans=plans, start=start)
+    found, expected = begun.build().trained_tensors(), adapted.trained_tensors()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert begun.agreement()["start_sha256"] == sha256_file(start / ADAPTER_FILE)
+    assert setup(plans=plans).agreement()["start_sha256"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"plans": make_tiny_plans(training={"lora_rank": 4})}, r"lora_A_q: \(2, \d+\), not \(4, \d+\)[\s\S]*and \d+ more"),
+        ({"recipe": load_recipe("partial_decoder")}, "not trained by recipe partial_decoder"),
+        ({"recipe": load_recipe("samed")}, "missing"),
+        ({"random_encoder": True}, "not on this run's base model"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_cannot_be_the_start(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    plans = make_tiny_plans(training={"lora_rank": 2})
+    start = write(tmp_path / "fold_0", trained())
+    with pytest.raises(FedsamError, match=rf"cannot begin with this adapter[\s\S]*{named}[\s\S]*leave --init out"):
+        setup(**{"plans": plans, "start": start} | changes).build()
+
+
+def test_a_start_that_is_no_trained_fold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FedsamError, match="holds no finished model"):
+        setup(start=tmp_path).agreement()
