@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
+from fedsam_pipeline.federation.lora_aggregation.methods import LINEAR, LORA_METHODS
 
 UNWEIGHTED = frozenset({"fedmedian", "fedtrimmedavg", "krum", "bulyan"})
 """strategies in which every site counts the same, whatever its weight: a weight would let a malicious site buy influence"""
@@ -66,6 +66,16 @@ _LORA_SETTINGS: dict[str, dict[str, Setting]] = {
     "fedrot": {"alignment": _setting(0.5, ("a number above 0, at most 1", lambda value: 0 < value <= 1))},
 }
 STRATEGIES = tuple(SETTINGS)
+
+
+def streams(name: str, lora_method: str | None) -> bool:
+    """Whether updates may be summed as they arrive (``federation/streaming.py``): the strategy is then given their mean as one reply.
+
+    Args:
+        name: one of ``STRATEGIES``.
+        lora_method: one of ``LORA_METHODS``, or ``None``.
+    """
+    return name not in UNWEIGHTED and (lora_method is None or lora_method in LINEAR)
 
 
 def strategy_settings(name: str, lora_method: str | None, options: Mapping[str, float]) -> dict[str, float]:

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
+from fedsam_pipeline.federation.streaming import WeightedMean
 from fedsam_pipeline.flower.messages import CONFIG, PAYLOAD
 from fedsam_pipeline.flower.strategies import PROXIMAL_MU, LoraFedAvg, make_strategy
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES
+from fedsam_pipeline.flower.strategy_settings import STRATEGIES, streams
 from tests.federation.lora_aggregation.random_updates import BIAS, A, B, random_updates, random_weights
 from tests.flower.replies import a_round, aggregated, sent
 
@@ -141,6 +142,25 @@ def test_a_site_whose_factors_differ_is_named() -> None:
     updates["site_1"] |= {A: torch.zeros(2, 9), B: torch.zeros(7, 2)}
     with pytest.raises(FedsamError, match=r"two sites send different tensors[\s\S]*site_1"):
         a_round(make_strategy("fedavg", 3, lora_method="flexlora"), random_updates(9, 1)["site_0"], updates)
+
+
+@pytest.mark.parametrize(("name", "method"), [*((name, None) for name in STRATEGIES), *(("fedavg", method) for method in LORA_METHODS)])
+def test_strategies_that_stream_take_the_running_mean_for_all_replies(name: str, method: str | None) -> None:
+    received, updates, weights = random_updates(9, 1)["site_0"], random_updates(2, SITES), random_weights(2, SITES)
+    for tensors in updates.values():
+        tensors[A] = received[A]
+    mean = WeightedMean()
+    for site, tensors in updates.items():
+        mean.add(tensors, weights[site])
+    whole, streamed = (make_strategy(name, SITES, lora_method=method) for _ in range(2))
+    expected = a_round(whole, received, updates, weights)
+    sent(streamed, received, 1, SITES)
+    if streams(name, method):
+        result = aggregated(streamed, {"mean": mean.result()}, None, 1)
+        for key in expected:
+            torch.testing.assert_close(result[key], expected[key], rtol=1e-5, atol=1e-6)
+    else:
+        assert name in ("fedmedian", "fedtrimmedavg", "krum", "bulyan") or method in ("flexlora", "fedex", "lora_fair", "fedrot")
 
 
 def test_no_reply_gives_no_aggregate() -> None:

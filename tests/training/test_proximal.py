@@ -17,7 +17,7 @@ def test_value_and_gradient_are_those_of_the_squared_norm() -> None:
     term = proximal_term(parameters, received, mu=0.5)
     assert term.item() == pytest.approx(0.25 * (1 + 4 + 9))
     parameters["a"].grad = torch.ones(2)
-    term.backward()
+    term.backward()  # type: ignore[no-untyped-call]
     assert torch.equal(parameters["a"].grad, torch.tensor([1.5, 2.0]))  # added to what was there
     torch.testing.assert_close(parameters["b"].grad, torch.tensor([[-1.5]]))
     assert parameters["local"].grad is None
@@ -25,7 +25,7 @@ def test_value_and_gradient_are_those_of_the_squared_norm() -> None:
 
 def test_frozen_parameters_have_no_gradient() -> None:
     parameters = {"a": nn.Parameter(torch.ones(1)), "b": nn.Parameter(torch.ones(1), requires_grad=False)}
-    proximal_term(parameters, {"a": torch.zeros(1), "b": torch.zeros(1)}, mu=1.0).backward()
+    proximal_term(parameters, {"a": torch.zeros(1), "b": torch.zeros(1)}, mu=1.0).backward()  # type: ignore[no-untyped-call]
     assert parameters["a"].grad is not None and parameters["b"].grad is None
 
 
@@ -35,7 +35,7 @@ def test_training_ends_where_loss_and_term_balance(mu: float) -> None:
     optimizer = torch.optim.SGD([weight], lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
-        (weight - 3).square().sum().backward()  # alone it would end at 3
-        proximal_term({"w": weight}, received, mu).backward()
+        (weight - 3).square().sum().backward()  # type: ignore[no-untyped-call]  # alone it would end at 3
+        proximal_term({"w": weight}, received, mu).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert weight.item() == pytest.approx(6 / (2 + mu), abs=1e-3)

@@ -7,7 +7,8 @@ stand for A in the second bracket, which leaves n - 1 blocks: two thin matrices 
 beside the factors. They are named ``LAYER.residual_B_TARGET`` (rows, (n - 1) * rank) and ``LAYER.residual_A_TARGET`` ((n - 1) * rank, in).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,21 @@ def fold_residuals(model: nn.Module, residuals: Tensors) -> None:
     for (layer, rows), pair in changes:
         b, a = (residuals[pair.layer + part + pair.target].to(layer.weight.device, torch.float64) for part in (_B, _A))
         layer.weight[rows] = (layer.weight[rows].double() + layer.scaling * (b @ a)).to(layer.weight.dtype)
+
+
+@contextmanager
+def folded_residuals(model: nn.Module, residuals: Tensors) -> Iterator[None]:
+    """``fold_residuals`` for a while; the base weights are bit for bit the old ones afterwards, whatever happens within.
+
+    For a model that serves several sites or runs in turn. Keeps a copy of the weights that it changes.
+    """
+    kept = [(layer, layer.weight.detach().clone()) for layer in {_target(model, pair, residuals)[0] for pair in _residual_pairs(residuals)}]
+    fold_residuals(model, residuals)
+    try:
+        yield
+    finally:
+        for layer, weight in kept:
+            layer.weight.data.copy_(weight)
 
 
 def _residual_pairs(residuals: Tensors) -> list[Pair]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals, fedex, fold_residuals, split_residuals
+from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals, fedex, fold_residuals, folded_residuals, split_residuals
 from fedsam_pipeline.federation.lora_aggregation.ffa import ffa
 from fedsam_pipeline.federation.lora_aggregation.rolora import rolora, trained_in
 from fedsam_pipeline.model.lora import LoRALinear
@@ -90,6 +90,18 @@ def test_the_residuals_of_many_rounds_stay_as_small_as_the_weight() -> None:
         total[RESIDUAL_B].double() @ total[RESIDUAL_A].double(), expected, rtol=0, atol=1e-5 * float(expected.norm())
     )
     assert add_residuals(total, {}).keys() == total.keys()
+
+
+def test_folding_for_a_while_leaves_no_trace() -> None:
+    layer = LoRALinear(9, 7, bias=False, rank=3, alpha=3.0, targets={"q": torch.arange(4), "v": torch.arange(4, 7)})
+    torch.nn.init.normal_(layer.weight)
+    before, residuals = layer.weight.detach().clone(), {}
+    for target, rows in (("q", 4), ("v", 3)):
+        residuals |= {f"layer.residual_B_{target}": torch.ones(rows, 2), f"layer.residual_A_{target}": torch.ones(2, 9)}
+    with pytest.raises(KeyboardInterrupt), folded_residuals(torch.nn.ModuleDict({"layer": layer}), residuals):
+        torch.testing.assert_close(layer.weight.detach(), before + 2)
+        raise KeyboardInterrupt
+    assert torch.equal(layer.weight, before)
 
 
 @pytest.mark.parametrize("change", ["layer", "target", "shape"])
