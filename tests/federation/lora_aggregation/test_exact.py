@@ -95,7 +95,8 @@ def test_the_residuals_of_many_rounds_stay_as_small_as_the_weight() -> None:
 def test_folding_for_a_while_leaves_no_trace() -> None:
     layer = LoRALinear(9, 7, bias=False, rank=3, alpha=3.0, targets={"q": torch.arange(4), "v": torch.arange(4, 7)})
     torch.nn.init.normal_(layer.weight)
-    before, residuals = layer.weight.detach().clone(), {}
+    before = layer.weight.detach().clone()
+    residuals: dict[str, torch.Tensor] = {}
     for target, rows in (("q", 4), ("v", 3)):
         residuals |= {f"layer.residual_B_{target}": torch.ones(rows, 2), f"layer.residual_A_{target}": torch.ones(2, 9)}
     with pytest.raises(KeyboardInterrupt), folded_residuals(torch.nn.ModuleDict({"layer": layer}), residuals):
