@@ -1,7 +1,7 @@
 """Trains an adapter on one site's cases. Knows nothing of federation."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe
 from fedsam_pipeline.training.loss import segmentation_loss
+from fedsam_pipeline.training.proximal import proximal_term
 from fedsam_pipeline.training.schedule import learning_rate
 from fedsam_pipeline.training.slab_loader import Batch, SlabLoader
 
@@ -97,7 +98,14 @@ class LocalTrainer:
                 }
 
     def train_round(
-        self, schedule: RunSchedule, *, round_number: int, site: str, on_step: Callable[[int], None] | None = None
+        self,
+        schedule: RunSchedule,
+        *,
+        round_number: int,
+        site: str,
+        proximal_mu: float = 0.0,
+        frozen: Collection[str] = (),
+        on_step: Callable[[int], None] | None = None,
     ) -> RoundResult:
         """Takes ``schedule.local_steps`` optimizer steps.
 
@@ -105,12 +113,19 @@ class LocalTrainer:
             schedule: of the whole run.
             round_number: from 1.
             site: name of the site; part of the seed.
+            proximal_mu: strength of the pull towards the federated tensors as they are now (FedProx); 0 for none.
+            frozen: names of trained tensors that keep their values in this round; their moments stay as they are.
             on_step: called after each step.
 
         Raises:
             TrainingDiverged: the loss is not finite.
         """
         model = self._adapted.model.train()
+        federated = {entry.name for entry in self._adapted.manifest.federated}
+        self._received = {name: p.detach().clone() for name, p in self._parameters.items() if name in federated} if proximal_mu else {}
+        self._proximal_mu = proximal_mu
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name not in frozen)
         total, rate, waited = 0.0, 0.0, 0.0
         started = time.perf_counter()
         for step in range(schedule.local_steps):
@@ -129,6 +144,8 @@ class LocalTrainer:
             if on_step is not None:
                 on_step(step)
         model.eval()
+        for parameter in self._parameters.values():
+            parameter.requires_grad_()
         return RoundResult(total / schedule.local_steps, rate, time.perf_counter() - started, waited)
 
     def _step(self, batch: Batch, rate: float) -> float:
@@ -151,6 +168,8 @@ class LocalTrainer:
             assert logits.grad is not None
             for part, gradient in zip(parts, logits.grad.split(self._micro_batch), strict=True):  # type: ignore[no-untyped-call]
                 self._forward(*part).backward(gradient)  # type: ignore[no-untyped-call]
+        if self._received:
+            proximal_term(self._parameters, self._received, self._proximal_mu).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.optimizer.gradient_clip)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
