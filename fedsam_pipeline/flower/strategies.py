@@ -21,10 +21,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Bulyan, FedAdam, FedAvg, FedAvgM, FedMedian, FedProx, FedTrimmedAvg, FedYogi, Krum
 from torch import Tensor
 
-from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals, split_residuals
+from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals
 from fedsam_pipeline.federation.lora_aggregation.methods import aggregate_lora
 from fedsam_pipeline.flower.messages import CONFIG, NUM_EXAMPLES, PAYLOAD, from_arrays, to_arrays
 from fedsam_pipeline.flower.strategy_settings import require_sites, strategy_settings
+from fedsam_pipeline.model.lora_residuals import split_residuals
 
 Aggregate = tuple[ArrayRecord | None, MetricRecord | None]
 PROXIMAL_MU = "proximal-mu"

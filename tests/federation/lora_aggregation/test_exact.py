@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals, fedex, fold_residuals, folded_residuals, split_residuals
+from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals, fedex
 from fedsam_pipeline.federation.lora_aggregation.ffa import ffa
 from fedsam_pipeline.federation.lora_aggregation.rolora import rolora, trained_in
 from fedsam_pipeline.model.lora import LoRALinear
+from fedsam_pipeline.model.lora_residuals import fold_residuals, folded_residuals, split_residuals
 from tests.federation.lora_aggregation.random_updates import (
     BIAS,
     LAYER,
