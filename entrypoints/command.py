@@ -51,6 +51,17 @@ def positive_float(text: str) -> float:
     return value
 
 
+def setting(text: str) -> tuple[str, float]:
+    """An argparse type: ``NAME=NUMBER``."""
+    name, found, value = text.partition("=")
+    try:
+        if name and found:
+            return name, float(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text} is not NAME=NUMBER")
+
+
 def run_command(
     parser: argparse.ArgumentParser,
     body: Callable[[argparse.Namespace], int | None],

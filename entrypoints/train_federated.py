@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command, setting
+from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
+from fedsam_pipeline.flower.strategy_settings import STRATEGIES
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
@@ -34,6 +36,25 @@ def build_parser() -> argparse.ArgumentParser:
         type=not_negative_int,
         metavar="ROUNDS",
         help="score the global model every so many rounds on at most 8 cases a site; 0 never (default: a fifth of the rounds)",
+    )
+    parser.add_argument("--strategy", choices=STRATEGIES, help="Flower's strategy (default: the recipe's)")
+    parser.add_argument(
+        "--lora_method",
+        choices=(*LORA_METHODS, "none"),
+        help="how LoRA's factors are aggregated, see docs/aggregation.md (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--weighting",
+        choices=("size", "equal", "validation"),
+        help="weight of a site: its training cases, the same for all, or more where the shared model does badly (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--strategy_option",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the strategy or LoRA method, such as proximal_mu=0.1; may be repeated",
     )
     parser.add_argument("--seed", type=not_negative_int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
@@ -84,6 +105,10 @@ def _body(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         workers=arguments.workers,
         gpu_memory_target=arguments.gpu_memory_target,
+        strategy=arguments.strategy,
+        lora_method=arguments.lora_method,
+        weighting=arguments.weighting,
+        strategy_options=dict(arguments.strategy_option),
         random_encoder=arguments.random_encoder,
         init=arguments.init,
         resume=arguments.c,

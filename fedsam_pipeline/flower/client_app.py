@@ -15,8 +15,18 @@ from flwr.clientapp import ClientApp
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.summary import SiteDice
-from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, VALIDATION, VALIDATION_SHARED, from_arrays, to_arrays
+from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.flower.messages import (
+    CONFIG,
+    METRICS,
+    NUM_EXAMPLES,
+    PAYLOAD,
+    PROXIMAL_MU,
+    VALIDATION,
+    VALIDATION_SHARED,
+    from_arrays,
+    to_arrays,
+)
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.memory import keep_freed_memory
@@ -98,20 +108,19 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     round_number = int(_number(config, "round"))
     worker = SiteWorker(setup)
-    received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
-    validation = worker.evaluate(received, rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
+    worker.receive(from_arrays(content.array_records[PAYLOAD]))
+    validation = worker.evaluate(rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
     schedule = RunSchedule(
         rounds=int(_number(config, "rounds")),
         local_steps=int(_number(config, "local_steps")),
         peak_learning_rate=_number(config, "learning_rate"),
         seed=int(_number(config, "seed")),
     )
-    tensors, result = worker.train(received, schedule, round_number)
+    tensors, result = worker.train(schedule, round_number, proximal_mu=_number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
-    weight = len(setup.train_cases) if setup.model.recipe.aggregation.weighting == "size" else 1
     metrics = MetricRecord(
         {
-            NUM_EXAMPLES: weight,
+            NUM_EXAMPLES: len(setup.train_cases),
             "loss": result.loss,
             "learning_rate": result.last_learning_rate,
             "seconds": result.seconds,
@@ -124,13 +133,13 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
 def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     worker = SiteWorker(setup)
-    received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
+    worker.receive(from_arrays(content.array_records[PAYLOAD]))
     rounds_done = int(_number(config, "round"))
-    validation = worker.evaluate(received, rounds_done=rounds_done, report=setup.state_folder / "validation.json")
+    validation = worker.evaluate(rounds_done=rounds_done, report=setup.state_folder / "validation.json")
     reply = _reply_config(config, setup, validation)
     if worker.manifest.personal:
-        worker.write_personal_bundle(received, rounds_done=rounds_done)
-        shared = worker.evaluate(received, rounds_done=rounds_done, personal=False, report=setup.state_folder / "validation_shared.json")
+        worker.write_personal_bundle(rounds_done=rounds_done)
+        shared = worker.evaluate(rounds_done=rounds_done, personal=False, report=setup.state_folder / "validation_shared.json")
         reply[VALIDATION_SHARED] = _scores(shared, setup)
     return RecordDict({CONFIG: reply, METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases)})})
 

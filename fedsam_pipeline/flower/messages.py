@@ -9,6 +9,8 @@ from torch import Tensor
 TRAIN_ROUND, EVALUATE_FOLD = "train.round", "evaluate.fold"
 PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
 NUM_EXAMPLES = "num_examples"
+PROXIMAL_MU = "proximal-mu"
+"""key of the train message's config under which Flower's FedProx sends the strength of the proximal term"""
 VALIDATION, VALIDATION_SHARED = "validation", "validation_shared"
 """scores of a site's own model, and of the one that all sites share, where some tensors stay at the sites"""
 

@@ -1,4 +1,4 @@
-"""The round loop: sends rounds out, checks what comes back, lets Flower's strategy aggregate, keeps checkpoints.
+"""The round loop: sends rounds out, checks what comes back, hands it to the aggregator, keeps checkpoints.
 
 Flower's own ``Strategy.start`` always counts from round 1, waits for ever for lost nodes and ends the run at one inconsistent reply; here
 a run continues from any round, and replies are checked before the strategy sees them.
@@ -8,20 +8,19 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
+from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import (
     CONFIG,
     EVALUATE_FOLD,
@@ -93,7 +92,8 @@ class SiteReply:
     validation: dict[str, SiteDice]
     validation_shared: dict[str, SiteDice]
     num_bytes: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    num_tensors: int = 0
+    payload_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class RoundLoop:
 
     Args:
         grid: Flower's connection to the sites.
-        strategy: aggregates; its record keys are those of ``messages.py``.
+        aggregator: makes one adapter of the sites' updates.
         plan: of the run.
         manifest: what may travel.
         checkpoints: one is written after every round.
@@ -135,14 +135,14 @@ class RoundLoop:
     def __init__(
         self,
         grid: Grid,
-        strategy: FedAvg,
+        aggregator: Aggregator,
         plan: RoundPlan,
         manifest: Manifest,
         checkpoints: CheckpointSeries,
         on_round: Callable[[RoundRecord], None],
         stop: threading.Event | None = None,
     ) -> None:
-        self._grid, self._strategy, self._plan = grid, strategy, plan
+        self._grid, self._aggregator, self._plan = grid, aggregator, plan
         self._manifest, self._checkpoints, self._on_round = manifest, checkpoints, on_round
         self._stop = stop or threading.Event()
 
@@ -155,15 +155,17 @@ class RoundLoop:
         for round_number in range(rounds_done + 1, self._plan.schedule.rounds + 1):
             tensors, record = self._round(tensors, round_number)
             self._on_round(record)
-            self._checkpoints.save(round_number, tensors)  # last: a round without a checkpoint is done again, records and all
+            # last: a round without a checkpoint is done again, records and all
+            self._checkpoints.save(round_number, tensors | self._aggregator.state())
         return tensors
 
     def evaluate(self, tensors: dict[str, Tensor]) -> FinalScores:
         """Scores the final model on every site's whole fold."""
         started = time.perf_counter()
-        content = RecordDict({PAYLOAD: to_arrays(tensors), CONFIG: self._config(self._plan.schedule.rounds, validate=True)})
+        sent = tensors | self._aggregator.residuals
+        content = RecordDict({PAYLOAD: to_arrays(sent), CONFIG: self._config(self._plan.schedule.rounds, validate=True)})
         messages = [Message(content, dst_node_id=node, message_type=EVALUATE_FOLD) for node in sorted(self._grid.get_node_ids())]
-        replies = self._exchange(messages, with_tensors=False)
+        replies, _ = self._exchange(messages, with_tensors=False)
         traffic = self._traffic(self._plan.schedule.rounds, messages, replies, "evaluate.fold")
         own = {site: dice for reply in replies for site, dice in reply.validation.items()}
         shared = {site: dice for reply in replies for site, dice in reply.validation_shared.items()}
@@ -175,18 +177,20 @@ class RoundLoop:
         plan = self._plan
         validate = plan.val_every > 0 and (round_number - 1) % plan.val_every == 0 and round_number > 1
         config = self._config(round_number, validate=validate)
-        configured = self._strategy.configure_train(round_number, to_arrays(tensors), config, self._grid)
+        configured = self._aggregator.configure(round_number, tensors, config, self._grid)
         messages = [Message(m.content, dst_node_id=m.metadata.dst_node_id, message_type=TRAIN_ROUND) for m in configured]
-        replies = self._exchange(messages, with_tensors=True)
-        aggregated = self._aggregate(round_number, replies)
+        replies, refused = self._exchange(messages, with_tensors=True)
+        aggregated = self._aggregator.result()
         traffic = self._traffic(round_number, messages, replies, TRAIN_ROUND)
         seconds = time.perf_counter() - started
         validation = {site: dice for reply in replies for site, dice in reply.validation.items()}
+        self._aggregator.scored({reply.site: combine_sites(reply.validation).dice for reply in replies if reply.validation})
         progress: dict[str, Any] = {
             "event": "round",
             "round": round_number,
             "learning_rate": replies[0].metrics["learning_rate"],
             "sites": {reply.site: {key: reply.metrics[key] for key in (NUM_EXAMPLES, *REPLY_KEYS)} for reply in replies},
+            "refused": refused,
             "validated_round": round_number - 1 if validation else None,
             "validation": {site: dice.to_dict(plan.class_names) for site, dice in validation.items()},
             "dice": _finite(combine_sites(validation).dice) if validation else None,
@@ -212,39 +216,65 @@ class RoundLoop:
             }
         )
 
-    def _exchange(self, messages: list[Message], *, with_tensors: bool) -> list[SiteReply]:
-        """Sends, waits, checks; replies come back sorted by site."""
+    def _exchange(self, messages: list[Message], *, with_tensors: bool) -> tuple[list[SiteReply], dict[str, str]]:
+        """Sends, waits, checks; an update goes to the aggregator as it arrives and is dropped.
+
+        Returns:
+            The replies sorted by site, and the sites whose update was refused, with the reason: the round goes on without them.
+        """
         sent = messages[0].content.config_records[CONFIG]
-        replies = [self._checked(message, sent, with_tensors) for message in self._send_and_receive(messages)]
-        missing = self._plan.num_sites - len(replies)
+        replies: list[SiteReply] = []
+        refused: dict[str, str] = {}
+        for message in self._arriving(messages):
+            reply = self._checked(message, sent)
+            if reply.site in {other.site for other in replies} | refused.keys():
+                raise SiteFailed("two nodes answer for the same site")
+            if with_tensors:
+                try:
+                    self._take(reply, message.content)
+                except UpdateRefused as error:
+                    log.warning("the update of %s was refused, the round goes on without it: %s", reply.site, error)
+                    refused[reply.site] = str(error)
+                    continue
+            replies.append(reply)
+        missing = self._plan.num_sites - len(replies) - len(refused)
         if missing > 0:
             raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
-        if len({reply.site for reply in replies}) != len(replies):
-            raise SiteFailed("two nodes answer for the same site")
-        return sorted(replies, key=lambda reply: reply.site)
+        if not replies:
+            raise SiteFailed(f"every update was refused; {next(iter(refused))}: {next(iter(refused.values()))}")
+        return sorted(replies, key=lambda reply: reply.site), refused
 
-    def _send_and_receive(self, messages: list[Message]) -> list[Message]:
-        """Like the grid's own method, but ends at the timeout of the plan, and at once when the run is stopped."""
+    def _take(self, reply: SiteReply, content: RecordDict) -> None:
+        """Checks an update and hands it on."""
+        if reply.metrics[NUM_EXAMPLES] < 1 or not set(REPLY_KEYS) <= set(reply.metrics):
+            raise SiteFailed(f"{reply.site} sends no examples, or lacks one of {', '.join(REPLY_KEYS)}")
+        if PAYLOAD not in content.array_records:
+            raise SiteFailed(f"a reply of {reply.site} cannot be read: no {PAYLOAD}")
+        arrays = from_arrays(content.array_records[PAYLOAD])
+        tensors = checked_tensors(self._manifest, arrays)
+        self._aggregator.add(reply.site, tensors, int(reply.metrics[NUM_EXAMPLES]))
+        reply.num_tensors, reply.payload_bytes = len(tensors), sum(array.nbytes for array in arrays.values())
+
+    def _arriving(self, messages: list[Message]) -> Iterator[Message]:
+        """Sends and yields the answers as they come; ends at the timeout of the plan, and at once when the run is stopped."""
         waiting = set(self._grid.push_messages(messages))
         deadline = None if self._plan.timeout is None else time.monotonic() + self._plan.timeout
-        received: list[Message] = []
         while waiting and (deadline is None or time.monotonic() < deadline):
-            arrived = list(self._grid.pull_messages(waiting))
-            received += arrived
-            waiting -= {message.metadata.reply_to_message_id for message in arrived}
+            for message in self._grid.pull_messages(waiting):
+                waiting.discard(message.metadata.reply_to_message_id)
+                yield message
             if waiting and self._stop.wait(POLL_SECONDS):
                 raise RunStopped("the run was stopped while sites were computing")
-        return received
 
-    def _checked(self, message: Message, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
+    def _checked(self, message: Message, sent: ConfigRecord) -> SiteReply:
         if message.has_error():
             raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
         try:
-            return self._parsed(message.content, sent, with_tensors)
+            return self._parsed(message.content, sent)
         except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, an array that cannot be read
             raise SiteFailed(f"a reply cannot be read ({type(error).__name__})") from error
 
-    def _parsed(self, content: RecordDict, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
+    def _parsed(self, content: RecordDict, sent: ConfigRecord) -> SiteReply:
         config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
         site = str(config["site"])
         if "failure" in config:
@@ -253,15 +283,7 @@ class RoundLoop:
         if any(config[key] != sent[key] for key in ANSWERED_KEYS):
             raise SiteFailed(f"{site} answers for another run or round")
         shared = self._validation(site, config, VALIDATION_SHARED) if VALIDATION_SHARED in config else {}
-        reply = SiteReply(site, _floats(site, metrics), self._validation(site, config, VALIDATION), shared, message_bytes(content))
-        if with_tensors:
-            if reply.metrics[NUM_EXAMPLES] < 1 or not set(REPLY_KEYS) <= set(reply.metrics):
-                raise SiteFailed(f"{site} sends no examples, or lacks one of {', '.join(REPLY_KEYS)}")
-            try:
-                reply.tensors = checked_tensors(self._manifest, from_arrays(content.array_records[PAYLOAD]))
-            except UpdateRefused as error:
-                raise SiteFailed(f"the update of {site} was refused: {error}") from error
-        return reply
+        return SiteReply(site, _floats(site, metrics), self._validation(site, config, VALIDATION), shared, message_bytes(content))
 
     def _validation(self, site: str, config: ConfigRecord, key: str) -> dict[str, SiteDice]:
         try:
@@ -273,54 +295,21 @@ class RoundLoop:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
 
-    def _aggregate(self, round_number: int, replies: Iterable[SiteReply]) -> dict[str, Tensor]:
-        clean = [
-            Message(
-                RecordDict({PAYLOAD: to_arrays(reply.tensors), METRICS: MetricRecord({NUM_EXAMPLES: reply.metrics[NUM_EXAMPLES]})}),
-                dst_node_id=0,
-                message_type=TRAIN_ROUND,
-            )
-            for reply in replies
-        ]
-        arrays, _ = self._strategy.aggregate_train(round_number, clean)
-        if arrays is None:
-            raise SiteFailed("the strategy gave no aggregate")
-        return {name: torch.from_numpy(np.asarray(array, dtype=np.float32).copy()) for name, array in from_arrays(arrays).items()}
-
     def _traffic(self, round_number: int, messages: list[Message], replies: list[SiteReply], kind: str) -> dict[str, Any]:
-        down = [message_bytes(message.content) for message in messages]
-        payload = sum(4 * entry.num_elements for entry in self._manifest.federated)
-        size = sum(down) // max(1, len(down))  # every site gets the same message
-        count = len(self._manifest.federated)
+        size = sum(message_bytes(message.content) for message in messages) // max(1, len(messages))  # every site gets the same message
+        sent = from_arrays(messages[0].content.array_records[PAYLOAD])
+        down = {"tensors": len(sent), "bytes_payload": sum(array.nbytes for array in sent.values()), "bytes_message": size}
         return {
             "round": round_number,
             "message": kind,
             "sites": {
                 reply.site: {
-                    "down": {"tensors": count, "bytes_payload": payload, "bytes_message": size},
-                    "up": {
-                        "tensors": len(reply.tensors),
-                        "bytes_payload": payload if reply.tensors else 0,
-                        "bytes_message": reply.num_bytes,
-                    },
+                    "down": down,
+                    "up": {"tensors": reply.num_tensors, "bytes_payload": reply.payload_bytes, "bytes_message": reply.num_bytes},
                 }
                 for reply in replies
             },
         }
-
-
-def fedavg(num_sites: int) -> FedAvg:
-    """Flower's FedAvg (McMahan et al., AISTATS 2017) over all sites, with our record keys."""
-    return FedAvg(
-        fraction_train=1.0,
-        fraction_evaluate=1.0,
-        min_train_nodes=num_sites,
-        min_evaluate_nodes=num_sites,
-        min_available_nodes=num_sites,
-        weighted_by_key=NUM_EXAMPLES,
-        arrayrecord_key=PAYLOAD,
-        configrecord_key=CONFIG,
-    )
 
 
 def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:

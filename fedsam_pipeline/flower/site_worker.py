@@ -1,7 +1,7 @@
 """What a site does with a message: train a round, score a model. Knows data, model and disk; the messages are ``client_app``'s."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,15 @@ from fedsam_pipeline.dataset.label_scheme import IGNORE
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
+from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
+from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
+from fedsam_pipeline.federation.updates import checked_tensors
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
 from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.model.lora_residuals import folded_residuals, is_residual
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
@@ -95,10 +100,25 @@ class SiteWorker:
         """Of the tensors that train and travel."""
         return self._adapted.manifest
 
-    def train(self, received: dict[str, Tensor], schedule: RunSchedule, round_number: int) -> tuple[dict[str, Tensor], RoundResult]:
+    def receive(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Takes in what the server sent: the federated tensors, and what FedEx-LoRA folds into the base weights.
+
+        Raises:
+            UpdateRefused: the manifest does not allow it.
+        """
+        residuals = {name for name in arrays if is_residual(name)} if self._setup.model.recipe.aggregation.lora_method == "fedex" else set()
+        self._received = checked_tensors(self.manifest, {name: array for name, array in arrays.items() if name not in residuals})
+        self._residuals = {name: torch.from_numpy(np.array(arrays[name], dtype=np.float32)) for name in sorted(residuals)}
+
+    def train(self, schedule: RunSchedule, round_number: int, *, proximal_mu: float = 0.0) -> tuple[dict[str, Tensor], RoundResult]:
         """Trains one round from the received tensors.
 
         Moments and local tensors are those of the round before. A site without any state starts fresh (round 1, or a late joiner).
+
+        Args:
+            schedule: of the whole run.
+            round_number: from 1.
+            proximal_mu: strength of FedProx's term.
 
         Returns:
             The federated tensors after the round, and what the round gave.
@@ -117,14 +137,30 @@ class SiteWorker:
             micro_batch=execution.micro_batch,
         )
         state = self._state_before(round_number)
-        self._adapted.load_tensors(received | _without_prefix(state, _LOCAL_PREFIX))
-        trainer.load_optimizer_state({name: tensor for name, tensor in state.items() if not name.startswith(_LOCAL_PREFIX)})
-        result = trainer.train_round(schedule, round_number=round_number, site=setup.site)
+        self._adapted.load_tensors(self._received | _without_prefix(state, _LOCAL_PREFIX))
+        trainer.load_optimizer_state({name: tensor for name, tensor in state.items() if self._still_holds(name)})
+        with folded_residuals(self._adapted.model, self._residuals):
+            result = trainer.train_round(
+                schedule, round_number=round_number, site=setup.site, proximal_mu=proximal_mu, frozen=self._frozen(round_number)
+            )
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._adapted.trained_tensors().items()}
         travelling = {entry.name for entry in self.manifest.federated}
         local = {f"{_LOCAL_PREFIX}{name}": tensor for name, tensor in tensors.items() if name not in travelling}
         self._states.save(round_number, trainer.optimizer_state() | local)
         return {name: tensors[name] for name in sorted(travelling)}, result
+
+    def _frozen(self, round_number: int) -> set[str]:
+        """Trained tensors that keep their values in a round: RoLoRA trains one factor at a time."""
+        if self._setup.model.recipe.aggregation.lora_method != "rolora":
+            return set()
+        return {name for name in self.manifest.trained_names if factor_kind(name) == frozen_in(round_number)}
+
+    def _still_holds(self, name: str) -> bool:
+        """Whether a tensor of the last state is an optimizer moment that means something: not after the factors were re-based."""
+        if name.startswith(_LOCAL_PREFIX):
+            return False
+        rebased = self._setup.model.recipe.aggregation.lora_method in REBASING
+        return not (rebased and factor_kind(name.split("/", 1)[1]) is not None)
 
     def _execution(self) -> Execution:
         """How this machine carries out a step: as it did before, or as a probe step finds now, which is written down."""
@@ -164,7 +200,7 @@ class SiteWorker:
         state = self._states.load(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
         return _without_prefix(state, _LOCAL_PREFIX)
 
-    def write_personal_bundle(self, received: dict[str, Tensor], *, rounds_done: int) -> Path:
+    def write_personal_bundle(self, *, rounds_done: int) -> Path:
         """Writes this site's own model, the received tensors with those that stay here, as a folder that prediction takes (``-m``).
 
         Returns:
@@ -172,12 +208,11 @@ class SiteWorker:
         """
         model, folder = self._setup.model, self._setup.state_folder / PERSONAL_FOLDER
         write_documents(folder, model.plans, model.recipe, self.manifest)
-        write_adapter(folder, received | self._own(rounds_done), model.bundle_info(rounds_done))
+        write_adapter(folder, self._received | self._own(rounds_done) | self._residuals, model.bundle_info(rounds_done))
         return folder
 
     def evaluate(
         self,
-        received: dict[str, Tensor],
         *,
         rounds_done: int,
         personal: bool = True,
@@ -188,7 +223,6 @@ class SiteWorker:
         """Scores the received model on whole validation volumes, on the plan's grid.
 
         Args:
-            received: the global tensors.
             rounds_done: the round they come from.
             personal: with the site's own tensors of that round, where some stay here; ``False``: with theirs of round 0, which is the
                 model that all sites share.
@@ -201,7 +235,7 @@ class SiteWorker:
             Ignored voxels do not count, nor classes that the owner did not annotate.
         """
         setup = self._setup
-        self._adapted.load_tensors(received | self._own(rounds_done if personal else 0))
+        self._adapted.load_tensors(self._received | self._own(rounds_done if personal else 0))
         device = torch.device(setup.device)
         num_classes = setup.model.plans.num_classes
         predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
@@ -209,7 +243,8 @@ class SiteWorker:
         rows = []
         for name in _spread(sorted(setup.val_cases), max_cases):
             case = self._store.open(name)
-            prediction = predictor.predict_case(case.image).argmax(axis=0)
+            with folded_residuals(self._adapted.model, self._residuals):
+                prediction = predictor.predict_case(case.image).argmax(axis=0)
             table = counts(np.asarray(case.labels[:]), prediction, num_classes, ignore=IGNORE)
             site = setup.owner[name]
             scored = setup.annotated.get(site, range(1, num_classes))

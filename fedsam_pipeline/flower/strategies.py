@@ -28,8 +28,6 @@ from fedsam_pipeline.flower.strategy_settings import require_sites, strategy_set
 from fedsam_pipeline.model.lora_residuals import split_residuals
 
 Aggregate = tuple[ArrayRecord | None, MetricRecord | None]
-PROXIMAL_MU = "proximal-mu"
-"""key of the train message's config under which Flower's FedProx sends the strength of the proximal term"""
 SITE = "site"
 """key of the reply's config; the LoRA methods name sites in their errors"""
 

@@ -10,6 +10,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.adapter import inject_adapters
 from fedsam_pipeline.model.checkpoints import load_base, read_checkpoint
 from fedsam_pipeline.model.injection import inject_lora
+from fedsam_pipeline.model.lora_residuals import split_residuals
 from fedsam_pipeline.model.manifest import freeze_all_but, resolve_manifest
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
@@ -201,12 +202,15 @@ class ModelSetup:
 
     def _load_start(self, adapted: AdaptedModel, folder: Path) -> None:
         info, manifest, tensors = read_adapter(folder)
+        tensors, residuals = split_residuals(tensors)
         base = (info.base_model, info.base_weights_sha256, info.random_encoder)
         own = {entry.name: entry.shape for entry in adapted.manifest.tensors}
         given = {entry.name: entry.shape for entry in manifest.tensors}
         faults = []
         if base != (self.plans.base_model, self.weights_sha256, self.random_encoder):
             faults.append(f"it was trained on {info.base_model}, weights {info.base_weights_sha256[:12]}, not on this run's base model")
+        if residuals:
+            faults.append("FedEx-LoRA folded residuals into its base weights, which a new run does not have")
         faults += [f"{name}: missing" for name in sorted(own.keys() - given.keys())]
         faults += [f"{name}: not trained by recipe {self.recipe.name}" for name in sorted(given.keys() - own.keys())]
         faults += [f"{name}: {given[name]}, not {own[name]}" for name in sorted(own.keys() & given.keys()) if own[name] != given[name]]

@@ -8,6 +8,7 @@ import torch
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.build import AdaptedModel, build_planned
 from fedsam_pipeline.model.lora import merge_lora
+from fedsam_pipeline.model.lora_residuals import fold_residuals, split_residuals
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.model.trained_files import MANIFEST_FILE, PLANS_FILE, RECIPE_FILE, RETRAIN, BundleInfo, read_adapter
@@ -40,6 +41,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> LoadedModel
     plans = Plans.load(folder / PLANS_FILE, fix=RETRAIN)
     recipe = Recipe.load(folder / RECIPE_FILE, fix=RETRAIN)
     adapted = _build(info, plans, recipe)
+    tensors, residuals = split_residuals(tensors)
     if adapted.manifest != manifest or set(tensors) != set(manifest.trained_names):
         raise FedsamError(
             "an adapter does not fit its manifest",
@@ -49,6 +51,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> LoadedModel
             fix=RETRAIN,
         )
     adapted.load_tensors(tensors)
+    fold_residuals(adapted.model, residuals)
     merge_lora(adapted.model)
     return LoadedModel(adapted.model.eval().requires_grad_(False).to(device), plans)
 

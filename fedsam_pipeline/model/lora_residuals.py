@@ -40,9 +40,14 @@ def residual_targets(residuals: Tensors) -> list[ResidualTarget]:
     return [ResidualTarget(*name.rsplit(_B, 1)) for name in sorted(residuals) if _B in name]
 
 
+def is_residual(name: str) -> bool:
+    """Whether a tensor of this name is a residual's factor."""
+    return _B in name or _A in name
+
+
 def split_residuals(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """An adapter's own tensors, and the residual factors beside them."""
-    residuals = {name: tensor for name, tensor in tensors.items() if _B in name or _A in name}
+    residuals = {name: tensor for name, tensor in tensors.items() if is_residual(name)}
     return {name: tensor for name, tensor in tensors.items() if name not in residuals}, residuals
 
 

@@ -19,7 +19,8 @@ from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
-from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
+from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord, SiteFailed
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup
 from fedsam_pipeline.logs import log_file
@@ -193,6 +194,7 @@ class TrainingRun:
         started = time.perf_counter()
         earlier = float(self.state["seconds"])
         manifest = self._build_manifest()  # before anything is cleared: a recipe that does not fit must cost nothing
+        Aggregator(setup.model.recipe.aggregation, len(setup.sites))  # nor a strategy that makes no sense with so many sites
         if not self._continues:
             self._clear()
         write_documents(self._folder, setup.model.plans, setup.model.recipe, manifest)
@@ -219,10 +221,11 @@ class TrainingRun:
     def _serve(self, grid: Grid, stop: threading.Event) -> None:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
+        aggregator = Aggregator(setup.model.recipe.aggregation, len(setup.sites))
         known = self._checkpoints.rounds()
         if known:
             rounds_done = known[-1]
-            tensors = self._checkpoints.load(rounds_done)
+            tensors = aggregator.restore(self._checkpoints.load(rounds_done))
             log.info("continuing after round %d", rounds_done)
         self._forget_after(rounds_done)
         plan = RoundPlan(
@@ -234,10 +237,10 @@ class TrainingRun:
             class_names=self._names,
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
-            loop = RoundLoop(grid, fedavg(len(setup.sites)), plan, self._manifest, self._checkpoints, self._record(bar), stop)
+            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
             scores = loop.evaluate(tensors)
-        self._finish(tensors, scores)
+        self._finish(tensors | aggregator.residuals, scores)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:

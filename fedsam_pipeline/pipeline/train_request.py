@@ -1,7 +1,7 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.flower.strategy_settings import strategy_settings
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
@@ -47,6 +48,11 @@ class TrainRequest:
     workers: int | None = None
     gpu_memory_target: float | None = None
     """GiB"""
+    strategy: str | None = None
+    lora_method: str | None = None
+    """``none`` switches the recipe's off"""
+    weighting: str | None = None
+    strategy_options: Mapping[str, float] = field(default_factory=dict)
     random_encoder: bool = False
     init: Path | None = None
     """a trained fold's folder to start from"""
@@ -95,7 +101,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             fix=f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -m {request.base_model} -p NAME, then train with -p NAME",
         )
     plan_again += f" -m {plans.base_model}"
-    recipe = load_recipe(request.recipe)
+    recipe = _with_aggregation(load_recipe(request.recipe), request)
     spec = base_model_spec(plans.base_model)
     weights = find_weights(spec)
     sites: dict[str, list[str]] = {site: sorted(cases) for site, cases in sorted(dataset["sites"].items())}
@@ -138,7 +144,7 @@ def _run_setup(
     request: TrainRequest,
     dataset: Mapping[str, Any],
 ) -> RunSetup:
-    fold = folder / f"{name}__{model.recipe.aggregation.strategy}__seed{request.seed}" / f"fold_{request.fold}"
+    fold = folder / f"{name}__{_method_name(model.recipe)}__seed{request.seed}" / f"fold_{request.fold}"
     workers = request.workers or min(len(members), usable_cores())
     sites = tuple(
         SiteSetup(
@@ -160,6 +166,25 @@ def _run_setup(
     )
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
     return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset)
+
+
+def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
+    """The recipe with what the command line says of aggregation. Another strategy or LoRA method takes none of the recipe's settings."""
+    own = recipe.aggregation
+    strategy = request.strategy or own.strategy
+    lora_method = own.lora_method if request.lora_method is None else None if request.lora_method == "none" else request.lora_method
+    same = (strategy, lora_method) == (own.strategy, own.lora_method)
+    options = (own.options if same else {}) | dict(request.strategy_options)
+    strategy_settings(strategy, lora_method, options)
+    values = {"strategy": strategy, "lora_method": lora_method, "weighting": request.weighting or own.weighting, "options": options}
+    return Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
+
+
+def _method_name(recipe: Recipe) -> str:
+    """Strategy, LoRA method and weighting as a folder's name shows them; what is usual is left out."""
+    aggregation = recipe.aggregation
+    weighting = None if aggregation.weighting == "size" else aggregation.weighting
+    return "-".join(part for part in (aggregation.strategy, aggregation.lora_method, weighting) if part)
 
 
 def _annotated(dataset: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
