@@ -131,7 +131,7 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
 
 
 def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, SiteDice]) -> ConfigRecord:
-    names = setup.model.plans.foreground_names
+    names = tuple(setup.labels.scored)
     scores = {site: dice.to_dict(names) for site, dice in validation.items()}
     return ConfigRecord(
         {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsam_pipeline.cores import usable_cores
-from fedsam_pipeline.dataset.label_scheme import read_label_scheme
+from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
@@ -78,10 +78,11 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     """
     plan_again = f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -p {request.plans_name}"
     dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
+    labels = read_label_scheme(dataset, preprocessed / "dataset.json")
     plans = load_plans(
         preprocessed / f"{request.plans_name}.json",
         fix=f"mend these keys, or delete the file and plan again: {plan_again}",
-        labels=read_label_scheme(dataset, preprocessed / "dataset.json").classes,
+        labels=labels.classes,
     )
     if request.base_model not in (None, plans.base_model):
         raise FedsamError(
@@ -99,7 +100,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     folds = _fold(preprocessed, request.fold, sites, dataset.get("patients", {}))
     store = store_folder(preprocessed, plans)
     _check_store(store, sites, plan_again)
-    annotated = _annotated(dataset, preprocessed / "dataset.json")
+    annotated = _annotated(dataset, preprocessed / "dataset.json", labels)
     schedule = _schedule(plans, recipe, request, len(sites))
     owner = {case: site for site, cases in sites.items() for case in cases}
     if request.protocol == "federated":
@@ -112,7 +113,18 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     model = ModelSetup(plans, recipe, weights, request.random_encoder)
     return [
         _run_setup(
-            results / preprocessed.name / adaptation, name, members, folds, store, owner, annotated, model, schedule, request, dataset
+            results / preprocessed.name / adaptation,
+            name,
+            members,
+            folds,
+            store,
+            owner,
+            annotated,
+            labels,
+            model,
+            schedule,
+            request,
+            dataset,
         )
         for name, members in groups
     ]
@@ -126,6 +138,7 @@ def _run_setup(
     store: Path,
     owner: dict[str, str],
     annotated: Mapping[str, tuple[int, ...]],
+    labels: LabelScheme,
     model: ModelSetup,
     schedule: RunSchedule,
     request: TrainRequest,
@@ -148,6 +161,7 @@ def _run_setup(
             memory_target=None if request.gpu_memory_target is None else int(request.gpu_memory_target * (1 << 30)),
             workers=workers,
             annotated={name: values for name, values in annotated.items() if name in {owner[case] for case in cases}},
+            regions=labels.regions,
         )
         for site, cases in members.items()
     )
@@ -155,9 +169,8 @@ def _run_setup(
     return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset)
 
 
-def _annotated(dataset: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+def _annotated(dataset: Mapping[str, Any], path: Path, labels: LabelScheme) -> dict[str, tuple[int, ...]]:
     """Site to the foreground values it annotated, of the sites that did not annotate every class."""
-    labels = read_label_scheme(dataset, path)
     sites = {*dataset["sites"], *dataset.get("test_sites", {})}
     return labels.annotated(read_site_labels(dataset, path, sites, labels))
 
