@@ -68,7 +68,8 @@ class SiteSetup:
     @property
     def labels(self) -> LabelScheme:
         """What the values of the store's masks mean, and what Dice is reported of."""
-        return LabelScheme(self.model.plans.labels, regions=self.regions)
+        by_value = sorted(self.model.plans.labels.items(), key=lambda item: item[1])  # a plan on disk has them by name
+        return LabelScheme(dict(by_value), regions=self.regions)
 
 
 _models: dict[tuple[str, ...], AdaptedModel] = {}

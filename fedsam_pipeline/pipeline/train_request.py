@@ -205,7 +205,7 @@ def _fold(preprocessed: Path, fold: str, sites: Mapping[str, list[str]], patient
             path=path,
             found=", ".join(without),
             expected="at least one training case a site",
-            fix="mend the splits, or use another fold",
+            fix="mend the splits, use another fold, or train on all cases: -f all",
         )
     return chosen
 
