@@ -5,7 +5,7 @@ region, we train a softmax over the single values: a voxel has one value, so eve
 classes that evaluation counts together.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ class LabelScheme:
         everything = self.values_of(self.annotatable)
         of_site = {site: self.values_of(names) for site, names in site_labels.items()}
         return {site: values for site, values in sorted(of_site.items()) if values != everything}
+
+    def scorable(self, annotated: Collection[int]) -> NDArray[np.bool_]:
+        """For each of ``scored``, whether a site that annotated these foreground values knows all of it: part of a region says nothing."""
+        return np.array([set(values) <= set(annotated) for values in self.scored.values()])
 
 
 def mark_ignored(labels: NDArray[Any], ignore: int | None) -> NDArray[Any]:

@@ -157,7 +157,7 @@ def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, 
 
 
 def _scores(validation: dict[str, SiteDice], setup: SiteSetup) -> str:
-    names = setup.model.plans.foreground_names
+    names = tuple(setup.labels.scored)
     return json.dumps({site: dice.to_dict(names) for site, dice in validation.items()})
 
 

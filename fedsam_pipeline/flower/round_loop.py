@@ -70,7 +70,7 @@ class RoundPlan:
         val_every: the received model is scored in every so many rounds; 0 never.
         agreement: hashes of plan, recipe and base weights.
         num_sites: sites that must answer each round.
-        class_names: foreground names, in order.
+        class_names: of what is scored, in order: the regions, or else the foreground classes.
         timeout: seconds to wait for the replies of one round; ``None`` waits for all.
     """
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsam_pipeline.dataset.label_scheme import IGNORE
+from fedsam_pipeline.dataset.label_scheme import IGNORE, LabelScheme
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
@@ -54,6 +54,7 @@ class SiteSetup:
         workers: processes that share this memory.
         annotated: owning site to the foreground values it annotated, of the sites that did not annotate every class. Known here only: the
             plan is the same everywhere.
+        regions: name to the values it unites, in the order of the scores; empty where the plan's classes are scored.
     """
 
     site: str
@@ -69,6 +70,13 @@ class SiteSetup:
     memory_target: int | None = None
     workers: int = 1
     annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> LabelScheme:
+        """What the values of the store's masks mean, and what Dice is reported of."""
+        by_value = sorted(self.model.plans.labels.items(), key=lambda item: item[1])  # a plan on disk has them by name
+        return LabelScheme(dict(by_value), regions=self.regions)
 
 
 _models: dict[tuple[str, ...], AdaptedModel] = {}
@@ -231,13 +239,15 @@ class SiteWorker:
             on_case: called after each case.
 
         Returns:
-            Dice by owning site; empty where the fold has no validation case here. Classes are the plan's: regions are not united here.
-            Ignored voxels do not count, nor classes that the owner did not annotate.
+            Dice by owning site, of the regions or else of the classes; empty where the fold has no validation case here. Ignored voxels do
+            not count, nor what the owner did not annotate or annotated in part.
         """
         setup = self._setup
         self._adapted.load_tensors(self._received | self._own(rounds_done if personal else 0))
         device = torch.device(setup.device)
-        num_classes = setup.model.plans.num_classes
+        labels = setup.labels
+        groups = list(labels.scored.values())
+        scorable = {site: labels.scorable(values) for site, values in setup.annotated.items()}
         predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
         tables: dict[str, list[NDArray[np.int64]]] = {}
         rows = []
@@ -245,19 +255,22 @@ class SiteWorker:
             case = self._store.open(name)
             with folded_residuals(self._adapted.model, self._residuals):
                 prediction = predictor.predict_case(case.image).argmax(axis=0)
-            table = counts(np.asarray(case.labels[:]), prediction, num_classes, ignore=IGNORE)
+            table = counts(np.asarray(case.labels[:]), prediction, len(labels.classes), groups=groups, ignore=IGNORE)
             site = setup.owner[name]
-            scored = setup.annotated.get(site, range(1, num_classes))
             tables.setdefault(site, []).append(table)
-            rows.append({"case": name, "site": site, "tp_fp_fn": [row if k in scored else None for k, row in enumerate(table.tolist(), 1)]})
+            known = scorable.get(site, np.ones(len(groups), dtype=np.bool_))
+            rows.append(
+                {
+                    "case": name,
+                    "site": site,
+                    "tp_fp_fn": [row if scored else None for row, scored in zip(table.tolist(), known, strict=True)],
+                }
+            )
             if on_case is not None:
                 on_case()
         if report is not None:
             write_json(report, {"schema_version": 1, "grid": "plan", "cases": rows})
-        return {
-            site: summarize_site(of_site, np.isin(np.arange(1, num_classes), setup.annotated[site]) if site in setup.annotated else None)
-            for site, of_site in sorted(tables.items())
-        }
+        return {site: summarize_site(of_site, scorable.get(site)) for site, of_site in sorted(tables.items())}
 
 
 class StateMissing(RuntimeError):

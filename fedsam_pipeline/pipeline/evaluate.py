@@ -128,7 +128,7 @@ def score_case(case: str, reference: Path, prediction: Path, known: Reference) -
     annotated = None
     if site in known.annotated:
         _check_annotated(case, reference, truth.array, site, known)
-        annotated = np.array([set(values) <= set(known.annotated[site]) for values in labels.scored.values()])
+        annotated = labels.scorable(known.annotated[site])
     table = counts(truth.array, found.array, len(labels.classes), groups=list(labels.scored.values()), ignore=labels.ignore)
     num_voxels = int(truth.array.size if labels.ignore is None else np.count_nonzero(truth.array != labels.ignore))
     return CaseScore(case, site, str(reference), str(prediction), table, num_voxels, annotated)

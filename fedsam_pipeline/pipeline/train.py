@@ -92,7 +92,7 @@ class TrainingRun:
     def __init__(self, setup: RunSetup, request: TrainRequest) -> None:
         self._setup, self._folder, self._request = setup, setup.folder, request
         self._checkpoints = CheckpointSeries(setup.folder / "checkpoints", "round_")
-        self._names = setup.model.plans.foreground_names
+        self._names = tuple(setup.sites[0].labels.scored)
         earlier = self._earlier()
         self._continues = earlier is not None
         self.state = earlier or self._new_state()
@@ -310,5 +310,5 @@ class TrainingRun:
 
 
 def _cases_of(site: SiteSetup) -> list[Any]:
-    """What a site trains on and is scored with, and which classes it annotated where that is not all of them."""
-    return [site.site, site.train_cases, site.val_cases, *([site.annotated] if site.annotated else [])]
+    """What a site trains on and is scored with, which classes it annotated where that is not all of them, and the regions if any."""
+    return [site.site, site.train_cases, site.val_cases, *(known for known in (site.annotated, site.regions) if known)]

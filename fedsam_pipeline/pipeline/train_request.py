@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsam_pipeline.cores import usable_cores
-from fedsam_pipeline.dataset.label_scheme import read_label_scheme
+from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
@@ -87,10 +87,11 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     """
     plan_again = f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -p {request.plans_name}"
     dataset = read_json(preprocessed / "dataset.json", fix=plan_again)
+    labels = read_label_scheme(dataset, preprocessed / "dataset.json")
     plans = load_plans(
         preprocessed / f"{request.plans_name}.json",
         fix=f"mend these keys, or delete the file and plan again: {plan_again}",
-        labels=read_label_scheme(dataset, preprocessed / "dataset.json").classes,
+        labels=labels.classes,
     )
     if request.base_model not in (None, plans.base_model):
         raise FedsamError(
@@ -108,7 +109,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     folds = _fold(preprocessed, request.fold, sites, dataset.get("patients", {}))
     store = store_folder(preprocessed, plans)
     _check_store(store, sites, plan_again)
-    annotated = _annotated(dataset, preprocessed / "dataset.json")
+    annotated = _annotated(dataset, preprocessed / "dataset.json", labels)
     schedule = _schedule(plans, recipe, request, len(sites))
     owner = {case: site for site, cases in sites.items() for case in cases}
     if request.protocol == "federated":
@@ -125,7 +126,18 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     model = ModelSetup(plans, recipe, weights, request.random_encoder, start)
     return [
         _run_setup(
-            results / preprocessed.name / adaptation, name, members, folds, store, owner, annotated, model, schedule, request, dataset
+            results / preprocessed.name / adaptation,
+            name,
+            members,
+            folds,
+            store,
+            owner,
+            annotated,
+            labels,
+            model,
+            schedule,
+            request,
+            dataset,
         )
         for name, members in groups
     ]
@@ -139,6 +151,7 @@ def _run_setup(
     store: Path,
     owner: dict[str, str],
     annotated: Mapping[str, tuple[int, ...]],
+    labels: LabelScheme,
     model: ModelSetup,
     schedule: RunSchedule,
     request: TrainRequest,
@@ -161,6 +174,7 @@ def _run_setup(
             memory_target=None if request.gpu_memory_target is None else int(request.gpu_memory_target * (1 << 30)),
             workers=workers,
             annotated={name: values for name, values in annotated.items() if name in {owner[case] for case in cases}},
+            regions=labels.regions,
         )
         for site, cases in members.items()
     )
@@ -187,9 +201,8 @@ def _method_name(recipe: Recipe) -> str:
     return "-".join(part for part in (aggregation.strategy, aggregation.lora_method, weighting) if part)
 
 
-def _annotated(dataset: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+def _annotated(dataset: Mapping[str, Any], path: Path, labels: LabelScheme) -> dict[str, tuple[int, ...]]:
     """Site to the foreground values it annotated, of the sites that did not annotate every class."""
-    labels = read_label_scheme(dataset, path)
     sites = {*dataset["sites"], *dataset.get("test_sites", {})}
     return labels.annotated(read_site_labels(dataset, path, sites, labels))
 
@@ -224,7 +237,7 @@ def _fold(preprocessed: Path, fold: str, sites: Mapping[str, list[str]], patient
             path=path,
             found=", ".join(without),
             expected="at least one training case a site",
-            fix="mend the splits, or use another fold",
+            fix="mend the splits, use another fold, or train on all cases: -f all",
         )
     return chosen
 

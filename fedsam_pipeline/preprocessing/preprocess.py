@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsam_pipeline.dataset.label_scheme import mark_ignored
+from fedsam_pipeline.dataset.label_scheme import IGNORE, mark_ignored
 from fedsam_pipeline.dataset.volume import Volume, to_canonical
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.preprocessing.crop import crop, nonzero_box
@@ -18,7 +18,7 @@ from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import Plans
 
 MAX_LOCATIONS = 1000
-"""foreground voxels remembered for each class of a case: enough to centre slabs on, small enough to load at once"""
+"""voxels remembered for each foreground class of a case, and of all annotated ones: enough to centre slabs on, few enough to load"""
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +109,25 @@ def foreground_locations(labels: NDArray[Any], case: str) -> dict[int, NDArray[n
     Returns:
         class to (N, 3) voxels (s, h, w), ascending; background and ignored voxels are left out.
     """
-    seed = int.from_bytes(hashlib.sha256(case.encode("utf-8")).digest()[:8], "little")
-    locations = {}
-    for label in np.unique(labels[labels > 0]):
-        flat = np.flatnonzero(labels == label)
-        if len(flat) > MAX_LOCATIONS:
-            flat = np.sort(np.random.default_rng([seed, int(label)]).choice(flat, MAX_LOCATIONS, replace=False))
-        locations[int(label)] = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int32)
-    return locations
+    return {int(label): _drawn(labels == label, case, int(label)) for label in np.unique(labels[labels > 0])}
+
+
+def annotated_locations(labels: NDArray[Any], case: str) -> NDArray[np.int32]:
+    """Up to ``MAX_LOCATIONS`` voxels that are not ignored, background too, drawn like ``foreground_locations``.
+
+    nnU-Net centres on such voxels, too, where masks have an ignore label (ignore_label.md): of scribbles a place drawn anywhere holds none.
+
+    Returns:
+        (N, 3) voxels (s, h, w), ascending; N = 0 where no voxel is ignored, since any place will do then.
+    """
+    annotated = labels != IGNORE
+    return np.zeros((0, 3), dtype=np.int32) if annotated.all() else _drawn(annotated, case, 0)
+
+
+def _drawn(mask: NDArray[np.bool_], case: str, label: int) -> NDArray[np.int32]:
+    """(N, 3) voxels of a mask, N <= ``MAX_LOCATIONS``."""
+    flat = np.flatnonzero(mask)
+    if len(flat) > MAX_LOCATIONS:
+        seed = int.from_bytes(hashlib.sha256(case.encode("utf-8")).digest()[:8], "little")
+        flat = np.sort(np.random.default_rng([seed, label]).choice(flat, MAX_LOCATIONS, replace=False))
+    return np.stack(np.unravel_index(flat, mask.shape), axis=1).astype(np.int32)

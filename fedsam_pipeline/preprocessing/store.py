@@ -44,6 +44,8 @@ class CaseRecord(Document):
     """(C, S, H, W)"""
     foreground: dict[int, tuple[int, ...]]
     """class to sampled voxels of that class, as flat indices into (S, H, W), ascending"""
+    annotated: tuple[int, ...] = ()
+    """sampled voxels that are not ignored, background too; empty where no voxel of the case is ignored"""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,15 @@ class StoredCase:
     @cached_property
     def foreground(self) -> dict[int, NDArray[np.int32]]:
         """class to (N, 3) sampled voxels (s, h, w) of that class, N <= 1000; classes that the case lacks are left out."""
-        return {
-            label: np.stack(np.unravel_index(np.asarray(flat, dtype=np.int64), self.record.shape[1:]), axis=1).astype(np.int32)
-            for label, flat in self.record.foreground.items()
-        }
+        return {label: self._voxels(flat) for label, flat in self.record.foreground.items()}
+
+    @cached_property
+    def annotated(self) -> NDArray[np.int32]:
+        """(N, 3) sampled voxels (s, h, w) that are not ignored, background too, N <= 1000; N = 0 where no voxel of the case is ignored."""
+        return self._voxels(self.record.annotated)
+
+    def _voxels(self, flat: tuple[int, ...]) -> NDArray[np.int32]:
+        return np.stack(np.unravel_index(np.asarray(flat, dtype=np.int64), self.record.shape[1:]), axis=1).astype(np.int32)
 
 
 class CaseStore:
@@ -93,7 +100,8 @@ class CaseStore:
         image: NDArray[np.float32],
         labels: NDArray[Any],
         properties: CaseProperties,
-        locations: Mapping[int, NDArray[Any]],
+        foreground: Mapping[int, NDArray[Any]],
+        annotated: NDArray[Any] | None = None,
         *,
         preprocessing_sha256: str = "",
         inputs_sha256: str = "",
@@ -105,7 +113,8 @@ class CaseStore:
             image: (C, S, H, W) float32.
             labels: (S, H, W) int8 or int16.
             properties: what preprocessing did.
-            locations: class to (N, 3) voxels (s, h, w), from ``foreground_locations``.
+            foreground: class to (N, 3) voxels (s, h, w), from ``foreground_locations``.
+            annotated: (N, 3) voxels, from ``annotated_locations``; ``None`` where no voxel is ignored.
             preprocessing_sha256: signature of the preprocessing keys of the plan.
             inputs_sha256: signature of the raw files.
 
@@ -125,11 +134,8 @@ class CaseStore:
             preprocessing_sha256=preprocessing_sha256,
             inputs_sha256=inputs_sha256,
             shape=image.shape,
-            foreground={
-                int(label): tuple(np.sort(np.ravel_multi_index(tuple(voxels.T), labels.shape)).tolist())
-                for label, voxels in sorted(locations.items())
-                if len(voxels)
-            },
+            foreground={int(label): _flat(voxels, labels.shape) for label, voxels in sorted(foreground.items()) if len(voxels)},
+            annotated=() if annotated is None else _flat(annotated, labels.shape),
         )
         write_text(self.folder / f"{case}.json", canonical_json(record.model_dump(mode="json")) + "\n")
 
@@ -177,6 +183,11 @@ class CaseStore:
 def store_folder(preprocessed: Path, plans: Plans) -> Path:
     """The store of a dataset's preprocessed folder that belongs to this plan."""
     return preprocessed / f"store_{plans.preprocessing_sha256()[:8]}"
+
+
+def _flat(voxels: NDArray[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Voxels (N, 3) as flat indices, ascending."""
+    return tuple(np.sort(np.ravel_multi_index(tuple(voxels.T), shape)).tolist())
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> None:

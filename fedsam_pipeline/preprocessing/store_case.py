@@ -6,7 +6,7 @@ from fedsam_pipeline.dataset.dicom import stored_files
 from fedsam_pipeline.dataset.raw import RawDataset
 from fedsam_pipeline.dataset.site_mapping import read_mapped_labels
 from fedsam_pipeline.dataset.volume import read_image
-from fedsam_pipeline.preprocessing.preprocess import foreground_locations, preprocess_image, preprocess_labels
+from fedsam_pipeline.preprocessing.preprocess import annotated_locations, foreground_locations, preprocess_image, preprocess_labels
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.plans import Plans
@@ -49,5 +49,6 @@ def store_case(dataset: RawDataset, case: str, plans: Plans, folder: Path) -> bo
     labels = preprocess_labels(
         read_mapped_labels(dataset.label_path(case), dataset.mapping), properties, plans, ignore=dataset.ignore_label
     )
-    store.write(case, image, labels, properties, foreground_locations(labels, case), **signatures)
+    foreground, annotated = foreground_locations(labels, case), annotated_locations(labels, case)
+    store.write(case, image, labels, properties, foreground, annotated, **signatures)
     return True

@@ -3,10 +3,12 @@
 import logging
 import multiprocessing
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Generic, Self, TypeVar
 
 import torch
@@ -16,6 +18,9 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.memory import keep_freed_memory
 
 T = TypeVar("T")
+
+AHEAD = 4
+"""cases handed out for each worker before the first of them is taken back: a slow case keeps no worker waiting, and no result piles up"""
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +40,9 @@ class CaseOutcome(Generic[T]):
 class CaseWorkers:
     """Processes that work on cases; to be used in a ``with`` block. They start with the first work and serve all of it.
 
-    At most ``num_processes`` cases are in memory, one a worker. Workers are started afresh (``spawn``), so functions and their results
-    must travel between processes. With one process everything runs in this one.
+    At most ``num_processes`` cases are in memory, one a worker, and ``AHEAD`` times as many results, however many cases there are. Workers
+    are started afresh (``spawn``), so functions and their results must travel between processes. With one process everything runs in
+    this one.
     """
 
     def __init__(self, num_processes: int) -> None:
@@ -59,7 +65,7 @@ class CaseWorkers:
             title: beside the progress bar.
 
         Raises:
-            FedsamError: a worker was killed, for want of memory as a rule.
+            FedsamError: a worker was killed, for want of memory as a rule; names the cases that were in work.
         """
         with tqdm(total=len(cases), desc=title, unit="case", disable=None) as bar:
             for outcome in self._outcomes(function, cases):
@@ -79,20 +85,27 @@ class CaseWorkers:
             self._pool = ProcessPoolExecutor(
                 self._num_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
             )
-        futures = [self._pool.submit(_attempt_in_worker, function, case) for case in cases]
+        remaining = iter(cases)
+        waiting: deque[tuple[str, Future[CaseOutcome[T]]]] = deque()
         try:
-            for case, future in zip(cases, futures, strict=True):
-                try:
-                    yield future.result()
-                except BrokenProcessPool as error:
-                    raise FedsamError(
-                        "a worker process was killed, most likely because memory ran out",
-                        found=f"it happened at {case} or one of the cases after it",
-                        expected=f"memory for {self._num_processes} cases at a time",
-                        fix="use fewer processes: -np 1",
-                    ) from error
+            while True:
+                for case in islice(remaining, AHEAD * self._num_processes - len(waiting)):
+                    waiting.append((case, self._pool.submit(_attempt_in_worker, function, case)))
+                if not waiting:
+                    return
+                outcome = waiting[0][1].result()
+                waiting.popleft()
+                yield outcome
+        except BrokenProcessPool as error:
+            unfinished = [case for case, future in waiting if not future.done() or future.exception() is not None]
+            raise FedsamError(
+                "a worker process was killed, most likely because memory ran out",
+                found=f"in work were {', '.join(unfinished[: self._num_processes])}",  # workers take cases in their order
+                expected=f"memory for {self._num_processes} cases at a time",
+                fix="use fewer processes: -np 1",
+            ) from error
         finally:
-            for future in futures:
+            for _, future in waiting:
                 future.cancel()
 
 

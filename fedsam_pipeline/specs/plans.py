@@ -91,8 +91,8 @@ RESERVED_NAMES = ("dataset", "fingerprint", "integrity", "splits_final")
 
 PREPROCESSING_KEYS = ("target_spacing", "slice_axis", "channels", "resampling")
 """The keys that decide the bytes of the preprocessed store; the others never invalidate it."""
-PREPROCESSING_VERSION = 2
-"""raised whenever the same plan makes other bytes of the same image"""
+PREPROCESSING_VERSION = 3
+"""raised whenever the same plan makes other bytes of the same image, or the store keeps more of a case"""
 
 
 class Plans(Document):

@@ -34,7 +34,8 @@ class SlabLoader:
     """Random slabs of some cases, foreground oversampled.
 
     Each slab draws a case (all equally likely), then with probability ``plans.training.foreground_fraction`` a class among those the
-    case has and a voxel of that class to lie in the slab and the window; otherwise any place.
+    case has and a voxel of that class to lie in the slab and the window; otherwise any place, or, where the case has ignored voxels, any
+    place that holds an annotated one.
 
     Args:
         store: the site's preprocessed cases.
@@ -92,6 +93,9 @@ class SlabLoader:
         present = [value for value, voxels in case.foreground.items() if len(voxels)]
         if present and generator.random() < plans.training.foreground_fraction:
             voxels = case.foreground[present[generator.integers(len(present))]]
+        else:
+            voxels = case.annotated
+        if len(voxels):
             centre = voxels[generator.integers(len(voxels))]
             low = int(centre[0]) - int(generator.integers(plans.slab_depth))
             origin = [

@@ -81,6 +81,8 @@ def test_what_sites_annotated() -> None:
     assert plain.annotated({"b": ["spleen", "background"], "a": ["liver", "spleen"], "c": ["liver"]}) == {"b": (2,), "c": (1,)}
     regions = scheme(BRATS, regions_class_order=[1, 2, 3])
     assert regions.annotated({"a": ["tumor_core"], "b": ["whole_tumor"], "c": ["whole_tumor_1"]}) == {"a": (2, 3), "c": (1,)}
+    assert plain.scorable((2,)).tolist() == [False, True]
+    assert regions.scorable((2, 3)).tolist() == [False, True, True] and not regions.scorable((1,)).any()
 
 
 def test_ignored_voxels_are_marked() -> None:

@@ -18,6 +18,7 @@ from fedsam_pipeline.dataset.volume import read_labels, write_labels
 from fedsam_pipeline.entrypoints import evaluate, plan_and_preprocess, predict, train_federated
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.pipeline import train
+from fedsam_pipeline.preprocessing.store import CaseStore
 from tests.flower.grids import DirectGrid
 
 RAW = Path("fedsam_data/raw/Dataset001_Demo")
@@ -86,9 +87,17 @@ def test_partial_labels_ignored_voxels_and_regions_from_raw_masks_to_scores(trai
     lines = [json.loads(line) for line in (FOLD / "progress.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(np.isfinite(site["loss"]) for line in lines if line["event"] == "round" for site in line["sites"].values())
     site_b = load(FOLD / "validation" / "summary.json")["sites"]["site_b"]
-    assert site_b["classes"].keys() == {"organ_with_nodules_1", "nodule"}  # classes, not regions, on the plan's grid
-    assert site_b["classes"]["nodule"] is None and site_b["excluded"] == {"organ_with_nodules_1": 0, "nodule": 1}
-    assert lines[1]["validation"]["site_b"]["excluded"]["nodule"] == 1  # in the rounds, too
+    regions = {"organ_with_nodules", "nodule"}
+    validation = load(FOLD / "validation" / "summary.json")
+    assert all(score["classes"].keys() == regions for score in (*validation["sites"].values(), validation["all_sites"]))
+    site_b = validation["sites"]["site_b"]  # annotated a part of the region only
+    assert site_b["dice"] is None and site_b["excluded"] == {"organ_with_nodules": 1, "nodule": 1}
+    assert lines[1]["validation"]["site_b"]["excluded"] == site_b["excluded"]  # in the rounds, too
+    assert lines[1]["validation"]["site_a"]["classes"].keys() == regions
+    region, nodule = load(FOLD / "sites" / "site_a" / "validation.json")["cases"][0]["tp_fp_fn"]
+    store = CaseStore(next(PREPROCESSED.glob("store_*")))
+    truth = store.open(load(PREPROCESSED / "splits_final.json")[0]["val"][0]).labels[:]
+    assert region[0] + region[2] == (truth > 0).sum() and nodule[0] + nodule[2] == (truth == 2).sum()
 
     values = {value for mask in Path("masks").glob("*.nii.gz") for value in np.unique(read_labels(mask).array).tolist()}
     assert values <= {0, 1, 2}

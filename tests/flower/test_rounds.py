@@ -14,9 +14,10 @@ from fedsam_pipeline.flower import client_app
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_arrays
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped, SiteFailed
-from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
 from fedsam_pipeline.model.trained_files import load_tensors
+from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule
@@ -378,3 +379,17 @@ def test_a_pooled_site_scores_each_owner_by_what_it_annotated_and_skips_ignored_
     labels = store.open("pooled_2").labels[:]
     assert [tp + fn for tp, _, fn in table] == [int((labels == 1).sum()), 0]
     assert all(sum(row) <= (labels != -1).sum() for row in table)
+
+
+def test_regions_are_scored_where_all_their_classes_are_annotated(tmp_path: Path) -> None:
+    regions = {"organ_with_lesions": (1, 2), "lesion": (2,)}
+    setup, *_ = (replace(each, regions=regions, annotated={"b": (2,)}) for each in setups(tmp_path, {"pooled": 1}))
+    setup = replace(setup, val_cases=("pooled_0", "pooled_1"), owner={"pooled_0": "a", "pooled_1": "b"})
+    worker = SiteWorker(setup)
+    worker.receive({name: tensor.numpy() for name, tensor in start(model()).items()})
+    scores = worker.evaluate(rounds_done=0, report=tmp_path / "report.json")
+    assert scores["b"].excluded is not None and scores["b"].excluded.tolist() == [1, 0] and np.isnan(scores["b"].classes[0])
+    rows = {row["case"]: row["tp_fp_fn"] for row in json.loads((tmp_path / "report.json").read_text())["cases"]}
+    labels = CaseStore(setup.store_folder).open("pooled_0").labels[:]
+    assert [tp + fn for tp, _, fn in rows["pooled_0"]] == [int((labels > 0).sum()), int((labels == 2).sum())]
+    assert rows["pooled_1"][0] is None and rows["pooled_1"][1] is not None

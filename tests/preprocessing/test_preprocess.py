@@ -12,7 +12,13 @@ from fedsam_pipeline.dataset.volume import Volume, from_canonical
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.preprocessing.crop import crop, nonzero_box, nonzero_mask
 from fedsam_pipeline.preprocessing.normalize import BLOCK, mean_and_std, normalize
-from fedsam_pipeline.preprocessing.preprocess import MAX_LOCATIONS, foreground_locations, preprocess_image, preprocess_labels
+from fedsam_pipeline.preprocessing.preprocess import (
+    MAX_LOCATIONS,
+    annotated_locations,
+    foreground_locations,
+    preprocess_image,
+    preprocess_labels,
+)
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import ChannelPlan, Plans, ResamplingPlan
 from tests.conftest import make_tiny_plans
@@ -215,6 +221,18 @@ def test_foreground_locations() -> None:
     np.testing.assert_array_equal(found[1], foreground_locations(labels, "case_a")[1])
     assert (found[1] != foreground_locations(labels, "case_b")[1]).any()
     assert foreground_locations(np.zeros((2, 2, 2), np.int8), "empty") == {}
+
+
+def test_annotated_locations() -> None:
+    labels = np.zeros((20, 20, 20), np.int8)
+    labels[:, :10] = 1
+    assert annotated_locations(labels, "case_a").shape == (0, 3)  # all are: nothing to remember
+    labels[4:] = -1
+    found = annotated_locations(labels, "case_a")
+    assert found.shape == (MAX_LOCATIONS, 3) and found.dtype == np.int32
+    assert {int(labels[tuple(voxel)]) for voxel in found} == {0, 1}
+    np.testing.assert_array_equal(found, annotated_locations(labels, "case_a"))
+    assert annotated_locations(np.full((2, 2, 2), -1, np.int8), "nothing").shape == (0, 3)
 
 
 def test_properties_that_cannot_be() -> None:

@@ -41,7 +41,7 @@ def arrays(shape: tuple[int, int, int, int] = (2, 9, 11, 13), dtype: Any = np.in
 def written(folder: Path, case: str = "case_a", **signatures: str) -> CaseStore:
     image, labels = arrays()
     store = CaseStore(folder)
-    store.write(case, image, labels, properties(case, (9, 11, 13)), foreground_locations(labels, case), **signatures)
+    store.write(case, image, labels, properties(case, (9, 11, 13)), foreground_locations(labels, case), None, **signatures)
     return store
 
 
@@ -52,7 +52,7 @@ def test_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any,
     image, labels = arrays(dtype=dtype)
     locations = foreground_locations(labels, "a")
     store = CaseStore(tmp_path / "store")
-    store.write("a", image, labels, properties("a", (9, 11, 13)), locations)
+    store.write("a", image, labels, properties("a", (9, 11, 13)), locations, np.argwhere(labels == 0)[::-1])
     case = store.open("a")
     np.testing.assert_array_equal(case.image[:], image)
     np.testing.assert_array_equal(case.labels[:], labels)
@@ -63,6 +63,8 @@ def test_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any,
     for label, voxels in case.foreground.items():
         np.testing.assert_array_equal(voxels, locations[label])
         assert voxels.dtype == np.int32
+    np.testing.assert_array_equal(case.annotated, np.argwhere(labels == 0))
+    assert written(tmp_path).open("case_a").annotated.shape == (0, 3)
 
 
 def test_cases_are_sorted_and_only_the_finished_count(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 import logging
 import os
 import signal
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import pytest
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.preprocessing.workers import CaseWorkers
+from fedsam_pipeline.preprocessing.workers import AHEAD, CaseWorkers
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +26,25 @@ def shout(case: str) -> str:
     return case.upper()
 
 
-def die(case: str) -> str:
-    if case == "b":
+def die(folder: Path, case: str) -> str:
+    with (folder / case).open("a", encoding="utf-8") as file:
+        file.write("begun\n")
+    if case == "c":
         os.kill(os.getpid(), signal.SIGKILL)
     return case
+
+
+class Large:
+    """A result that is counted in the process it came to."""
+
+    alive: ClassVar[WeakSet[Any]] = WeakSet()
+
+    def __init__(self, case: str) -> None:
+        self.case = case
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        Large.alive.add(self)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -43,10 +62,30 @@ def test_outcomes_come_in_order_and_failures_harm_no_other(num_processes: int, c
     assert "case loud is unusual" in caplog.text
 
 
-def test_a_killed_worker_is_told() -> None:
+def test_a_killed_worker_is_told_with_the_cases_in_work(tmp_path: Path) -> None:
+    cases = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     with CaseWorkers(2) as workers, pytest.raises(FedsamError, match="a worker process was killed") as caught:
-        list(workers.work(die, ["a", "b", "c"], "test"))
+        for outcome in workers.work(partial(die, tmp_path), cases, "test"):
+            assert outcome.result == outcome.case != "c"
+    suspects = str(caught.value.found).removeprefix("in work were ").split(", ")
+    assert "c" in suspects and len(suspects) <= 2
     assert "-np 1" in str(caught.value)
+    assert {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"begun\n"}  # no case twice
+
+
+def test_neither_cases_nor_results_pile_up(tmp_path: Path) -> None:
+    cases = [f"case_{i:02}" for i in range(40)]
+    with CaseWorkers(2) as workers:
+        seen = []
+        for outcome in workers.work(Large, cases, "test"):
+            assert outcome.result is not None
+            seen.append(outcome.result.case)
+            assert len(Large.alive) <= 2 * AHEAD + 1
+    assert seen == cases
+
+    with CaseWorkers(2) as workers:
+        next(workers.work(partial(die, tmp_path), cases, "test"))
+    assert len(list(tmp_path.iterdir())) <= 2 * AHEAD  # who takes one outcome has few cases worked on
 
 
 def test_no_case_is_no_work() -> None:

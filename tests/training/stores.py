@@ -46,5 +46,6 @@ def write_store(
             resampled_size=SHAPE,
             slice_axis=0,
         )
-        store.write(case, image[None], labels, properties, {value: np.argwhere(labels == value) for value in (1, 2)})
+        foreground = {value: np.argwhere(labels == value) for value in (1, 2)}
+        store.write(case, image[None], labels, properties, foreground, None if ignored is None else np.argwhere(labels != -1))
     return store

@@ -168,6 +168,20 @@ def test_a_prompted_model_learns_both_ways(tmp_path: Path) -> None:
     assert prompted != free
 
 
+def test_slabs_of_scribbles_hold_annotated_voxels(tmp_path: Path) -> None:
+    """Of 6 slices only one row of one is annotated; background there counts like foreground."""
+    plans = make_tiny_plans(window=(14, 14), image_size=28, slab_depth=1, training={"effective_batch": 32, "foreground_fraction": 0.0})
+    scribbled = write_store(tmp_path / "scribbled", CASES)
+    for case in CASES:
+        stored = scribbled.open(case)
+        labels = np.full(stored.labels.shape, -1, np.int8)
+        labels[3, 8] = stored.labels[3, 8]
+        scribbled.write(case, stored.image[:], labels, stored.properties, {}, np.argwhere(labels != -1))
+    found = SlabLoader(scribbled, CASES, plans).batch(0, 1, "a", 0).labels
+    assert (found.flatten(1) != -1).any(dim=1).float().mean() > 0.9  # a rotation may carry the row out of the window
+    assert (found == 0).any() and (found == 1).any()
+
+
 def test_slices_say_what_their_site_annotated(tmp_path: Path) -> None:
     plans = make_tiny_plans(training={"effective_batch": 16})
     store = write_store(tmp_path, CASES)
