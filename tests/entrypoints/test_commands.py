@@ -44,7 +44,7 @@ FLAGS = {
     "fedsam_make_demo_dataset": ("-d", "-o", "--size", "--seed", "--overwrite"),
     "fedsam_convert_dataset": ("msd", "prostate", "kits19", "ixi", "fets"),
     "fedsam_download_weights": ("base_model", "--from"),
-    "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "-device"),
+    "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")
 RUN = Path("fedsam_data/results/Dataset001_Demo/flap_sam__plans__main/federated__fedavg__seed0/fold_0")
