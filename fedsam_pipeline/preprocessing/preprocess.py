@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.label_scheme import IGNORE, mark_ignored
 from fedsam_pipeline.dataset.volume import Volume, to_canonical
 from fedsam_pipeline.errors import FedsamError
@@ -94,7 +95,14 @@ def preprocess_labels(labels: Volume, properties: CaseProperties, plans: Plans, 
         log.warning(
             "case %s: %d labelled voxels lie where the image is empty (all zero) and are left out of training", properties.case, lost
         )
-    resampled = resample_labels(inside, properties.resampled_size, plans.resampling.label_order)
+    image = Geometry(properties.original_size, properties.original_spacing, properties.original_origin, properties.original_direction)
+    resampled = resample_labels(
+        inside,
+        properties.resampled_size,
+        plans.resampling.label_order,
+        coarse_axis=coarse_axis(image.canonical().spacing, plans.target_spacing),
+        coarse_order=plans.resampling.image_order_coarse_axis,
+    )
     dtype = np.int8 if plans.num_classes <= np.iinfo(np.int8).max else np.int16
     return np.ascontiguousarray(np.moveaxis(resampled, plans.slice_axis, 0), dtype=dtype)
 

@@ -45,7 +45,8 @@ def resample(
     Args:
         array: (C, Z, Y, X).
         size: new (Z, Y, X).
-        order: 0 nearest, 1 linear, 3 cubic.
+        order: 0 nearest, 1 linear, 3 cubic spline. A spline overshoots at edges: its values are clipped to the range of the input, of each
+            channel or of each slice across ``coarse_axis``, as scikit-image's ``resize`` does in nnU-Net's hands.
         coarse_axis: an axis (0, 1, 2) along which ``coarse_order`` is used instead: nnU-Net's rule for anisotropic volumes, where
             interpolating between distant slices would invent tissue. ``None``: one order for all axes.
         coarse_order: the order along ``coarse_axis``.
@@ -64,25 +65,31 @@ def resample(
     along = tuple(target[axis] if axis == coarse_axis else array.shape[1 + axis] for axis in range(3))
     in_plane = tuple(array.shape[1 + axis] if axis == coarse_axis else target[axis] for axis in range(3))
     if coarse_order == 0 and target[coarse_axis] < array.shape[1 + coarse_axis]:  # the same slices, and fewer of them to interpolate
-        return _resample_once(_resample_once(array, along, coarse_order), target, order)
+        array, in_plane = _resample_once(array, along, coarse_order), target
+    if order == 3 and array.shape[1:] != in_plane:
+        array = _cubic_slices(array, in_plane, coarse_axis)
     return _resample_once(_resample_once(array, in_plane, order), target, coarse_order)
 
 
-def resample_labels(labels: NDArray[Any], size: Sequence[int], order: int = 1) -> NDArray[Any]:
+def resample_labels(
+    labels: NDArray[Any], size: Sequence[int], order: int = 1, *, coarse_axis: int | None = None, coarse_order: int = 0
+) -> NDArray[Any]:
     """Resamples a label map (Z, Y, X) to ``size``; values and dtype are kept.
 
     Order 1 interpolates each class's mask linearly and keeps, voxel by voxel, the class with the largest share (a running maximum, and
     only where something other than background lies near). Ties go to the smaller label, so to ignored voxels (-1) before all. Order 0
-    takes the nearest voxel.
+    takes the nearest voxel. Where ``resample`` takes the nearest slice along the image's ``coarse_axis``, labels come from the same slice.
 
     Raises:
         ValueError: another order, or a shape that is not (Z, Y, X).
     """
-    target = _checked(labels[None], size, order, 0)
+    target = _checked(labels[None], size, order, coarse_order)
     if order == 3:
         raise ValueError("labels are resampled with order 0 or 1")
     if labels.shape == target:
         return labels
+    if coarse_axis is not None and coarse_order == 0:
+        labels = np.take(labels, _nearest(labels.shape[coarse_axis], target[coarse_axis]), axis=coarse_axis)
     values = np.unique(labels)
     if order == 0 or len(values) == 1:
         index = [_nearest(old, new) for old, new in zip(labels.shape, target, strict=True)]
@@ -91,6 +98,8 @@ def resample_labels(labels: NDArray[Any], size: Sequence[int], order: int = 1) -
     result = np.full(target, common, dtype=labels.dtype)
     steps = [_steps(old, new) for old, new in zip(labels.shape, target, strict=True)]
     near = [_near(axis, labels != common, step) for axis, step in enumerate(steps)]
+    if any(not len(touched) for touched in near):  # all that is not background lies between the new voxels' centres
+        return result
     box = tuple(slice(int(touched[0]), int(touched[-1]) + 1) for touched in near)
     steps = [(low[part], high[part], weight[part]) for (low, high, weight), part in zip(steps, box, strict=True)]
     source = tuple(slice(int(low[0]), int(high[-1]) + 1) for low, high, _ in steps)
@@ -126,6 +135,8 @@ def _near(axis: int, occupied: NDArray[np.bool_], steps: Steps) -> NDArray[np.in
 
 def _between(volume: torch.Tensor, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float32]) -> torch.Tensor:
     """Interpolates (Z, Y, X) along one axis."""
+    if len(weight) == volume.shape[axis] and not weight.any():
+        return volume
     shape = [1, 1, 1]
     shape[axis] = len(weight)
     before, after = volume.index_select(axis, torch.from_numpy(low)), volume.index_select(axis, torch.from_numpy(high))
@@ -151,10 +162,24 @@ def _resample_once(array: NDArray[np.float32], size: Sequence[int], order: int) 
         return np.ascontiguousarray(array, dtype=np.float32)
     if order == 1:
         return _linear(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), target).numpy()
-    factors = [new / old for old, new in zip(array.shape[1:], target, strict=True)]
-    result = np.empty((array.shape[0], *target), dtype=np.float32)
-    for channel, output in zip(array, result, strict=True):  # grid_mode: voxel faces, not centres, keep their places
-        ndimage.zoom(channel, factors, output=output, order=3, mode="nearest", grid_mode=True)
+    return _cubic(array, target)
+
+
+def _cubic_slices(array: NDArray[np.float32], size: Sequence[int], axis: int) -> NDArray[np.float32]:
+    """(C, Z, Y, X) to (C, *size), the slices across an axis that keeps its length each by themselves."""
+    slices = np.moveaxis(array, 1 + axis, 1)
+    in_plane = [length for other, length in enumerate(size) if other != axis]
+    resized = _cubic(slices.reshape(-1, *slices.shape[2:]), in_plane)
+    return np.moveaxis(resized.reshape(*slices.shape[:2], *in_plane), 1, 1 + axis)
+
+
+def _cubic(arrays: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
+    """(N, ...) to (N, *size), cubic splines, clipped to the range of each of the N arrays."""
+    factors = [new / old for old, new in zip(arrays.shape[1:], size, strict=True)]
+    result = np.empty((len(arrays), *size), dtype=np.float32)
+    for array, output in zip(arrays, result, strict=True):  # grid_mode: voxel faces, not centres, keep their places
+        ndimage.zoom(array, factors, output=output, order=3, mode="nearest", grid_mode=True)
+        np.clip(output, array.min(), array.max(), out=output)
     return result
 
 

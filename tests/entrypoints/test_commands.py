@@ -45,7 +45,7 @@ FLAGS = {
     "fedsam_convert_dataset": ("msd", "prostate", "kits19", "ixi", "fets"),
     "fedsam_download_weights": ("base_model", "--from"),
     "fedsam_recipes": ("-m", "--image_size", "--num_classes", "--rank", "-r", "--json", "--tensors"),
-    "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "-device"),
+    "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")
 RUN = Path("fedsam_data/results/Dataset001_Demo/flap_sam__plans__main/federated__fedavg__seed0/fold_0")

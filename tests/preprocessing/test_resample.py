@@ -1,9 +1,12 @@
 """Resampling: sizes, sampling positions, orders, labels."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from fedsam_pipeline.preprocessing.resample import coarse_axis, resample, resample_labels, resampled_size
 
@@ -85,10 +88,79 @@ def test_labels_are_the_argmax_of_linear_one_hot_maps(seed: int, old: tuple[int,
     assert found.dtype == np.int16
 
 
+def test_what_lies_between_the_new_centres_is_lost() -> None:
+    labels = np.zeros((1, 1, 30), np.int16)
+    labels[0, 0, 1] = 3
+    assert not resample_labels(labels, (1, 1, 3)).any()
+
+
 def test_labels_nearest_and_unchanged() -> None:
     labels = np.array([0, 7], np.int16).reshape(2, 1, 1)
     assert resample_labels(labels, (4, 1, 1), 0).ravel().tolist() == [0, 0, 7, 7]
     assert resample_labels(labels, (2, 1, 1)) is labels
+
+
+def nnunet_resize(image: np.ndarray, size: tuple[int, ...], order: Literal[1, 3]) -> np.ndarray:
+    """scikit-image's ``resize`` as nnU-Net calls it (edge, no smoothing, clipped), for an array of any number of axes, in float64."""
+    ratios = [old / new for old, new in zip(image.shape, size, strict=True)]
+    centres = np.meshgrid(*((np.arange(new) + 0.5) * ratio - 0.5 for new, ratio in zip(size, ratios, strict=True)), indexing="ij")
+    found = ndimage.map_coordinates(image.astype(np.float64), np.stack(centres), order=order, mode="nearest")
+    return np.asarray(np.clip(found, image.min(), image.max()))
+
+
+def nnunet_nearest(volume: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """Order 0 along one axis."""
+    centres = (np.arange(length) + 0.5) * volume.shape[axis] / length - 0.5
+    return np.asarray(np.take(volume, np.clip(np.floor(centres + 0.5), 0, volume.shape[axis] - 1).astype(int), axis=axis))
+
+
+SHAPES = st.tuples(*(st.integers(2, 12) for _ in range(3)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), SHAPES, SHAPES)
+def test_order_3_is_nnunets_for_isotropic_volumes(seed: int, old: tuple[int, int, int], new: tuple[int, int, int]) -> None:
+    image = np.random.default_rng(seed).normal(size=(2, *old)).astype(np.float32)
+    expected = np.stack([nnunet_resize(channel, new, 3) for channel in image])
+    np.testing.assert_allclose(resample(image, new, 3), expected, atol=2e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), SHAPES, SHAPES, st.sampled_from([0, 1, 2]))
+def test_orders_3_and_0_are_nnunets_for_anisotropic_volumes(
+    seed: int, old: tuple[int, int, int], new: tuple[int, int, int], axis: int
+) -> None:
+    """Each slice by itself, then the nearest slice."""
+    image = np.random.default_rng(seed).normal(size=old).astype(np.float32)
+    plane = tuple(length for other, length in enumerate(new) if other != axis)
+    slices = np.stack([nnunet_resize(each, plane, 3) for each in np.moveaxis(image, axis, 0)], axis=axis)
+    found = resample(image[None], new, 3, coarse_axis=axis, coarse_order=0)[0]
+    np.testing.assert_allclose(found, nnunet_nearest(slices, new[axis], axis), atol=2e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), SHAPES, SHAPES, st.sampled_from([None, 0, 1, 2]))
+def test_label_order_1_is_nnunets_where_one_class_has_the_majority(
+    seed: int, old: tuple[int, int, int], new: tuple[int, int, int], axis: int | None
+) -> None:
+    """nnU-Net keeps the last class of at least half the share, and background without one; so it differs from the largest share there."""
+    labels = np.random.default_rng(seed).integers(0, 3, old).astype(np.int8)
+    taken = labels if axis is None else nnunet_nearest(labels, new[axis], axis)
+    shares = np.stack([nnunet_resize((taken == value).astype(np.float32), new, 1) for value in range(3)])
+    expected = np.zeros(new, np.int8)
+    for value, share in enumerate(shares):
+        expected[share >= 0.5] = value
+    majority = shares.max(axis=0) > 0.5 + 1e-5
+    np.testing.assert_array_equal(resample_labels(labels, new, 1, coarse_axis=axis)[majority], expected[majority])
+
+
+def test_a_mask_follows_its_slice() -> None:
+    """Where the image takes the nearest slice along its coarse axis, the mask takes the same."""
+    labels = np.random.default_rng(0).integers(0, 3, (3, 6, 6)).astype(np.int8)
+    taken = resample(np.arange(3, dtype=np.float32).reshape(1, 3, 1, 1), (7, 1, 1), 1, coarse_axis=0).ravel().astype(int)
+    expected = np.concatenate([resample_labels(labels[index : index + 1], (1, 9, 9)) for index in taken])
+    np.testing.assert_array_equal(resample_labels(labels, (7, 9, 9), coarse_axis=0), expected)
+    assert (resample_labels(labels, (7, 9, 9), coarse_axis=0, coarse_order=1) != expected).any()
 
 
 def test_misuse() -> None:
