@@ -204,14 +204,17 @@ def _fill_store(dataset: RawDataset, plans: Plans, folder: Path, workers: CaseWo
     """Preprocesses all cases that the store lacks; a case that fails leaves the others unharmed."""
     outcome = StoreOutcome(store_folder(folder, plans))
     work = partial(store_case, dataset, plans=plans, folder=outcome.folder)
+    first: FedsamError | None = None
     for each in workers.work(work, dataset.cases, "preprocess"):
-        if isinstance(each.error, FedsamError):
-            raise each.error
         if each.error is not None:
-            log.error("case %s failed: %r\n%s", each.case, each.error, each.trace)
+            log.error("case %s failed: %s\n%s", each.case, each.error, each.trace)
             outcome.failed.append(each.case)
+            if first is None and isinstance(each.error, FedsamError):
+                first = each.error
         else:
             (outcome.made if each.result else outcome.kept).append(each.case)
+    if first is not None and len(outcome.failed) == len(dataset.cases):  # not a case's fault: a store that cannot be written to
+        raise first
     return outcome
 
 

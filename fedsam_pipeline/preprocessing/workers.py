@@ -14,7 +14,6 @@ from typing import Generic, Self, TypeVar
 import torch
 from tqdm import tqdm
 
-from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -23,6 +22,7 @@ AHEAD = 4
 """cases handed out for each worker before the first of them is taken back: a slow case keeps no worker waiting, and no result piles up"""
 
 log = logging.getLogger(__name__)
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class CaseWorkers:
             cases: names.
             title: beside the progress bar.
 
-        Raises:
-            FedsamError: a worker was killed, for want of memory as a rule; names the cases that were in work.
+        A case whose worker is killed has ``WorkerKilled`` as its error. The cases that were in work beside it are done again, one at a
+        time, which tells them from it.
         """
         with tqdm(total=len(cases), desc=title, unit="case", disable=None) as bar:
             for outcome in self._outcomes(function, cases):
@@ -81,32 +81,58 @@ class CaseWorkers:
             for case in cases:
                 yield _attempt(function, case)
             return
+        finished: dict[str, CaseOutcome[T]] = {}
+        remaining = deque(cases)
+        while remaining:
+            waiting: deque[tuple[str, Future[CaseOutcome[T]]]] = deque()
+            try:
+                yield from self._through_pool(function, remaining, waiting, finished)
+            except BrokenProcessPool:
+                self._pool = None
+                done = {case for case, future in waiting if future.done() and future.exception() is None}
+                finished |= {case: future.result() for case, future in waiting if case in done}
+                in_work = [case for case, _ in waiting if case not in done][: self._num_processes]  # workers take cases in their order
+                log.warning("a worker process was killed; %s: done again one at a time", ", ".join(in_work))
+                finished |= {case: _alone(function, case) for case in in_work}
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _through_pool(
+        self,
+        function: Callable[[str], T],
+        remaining: deque[str],
+        waiting: deque[tuple[str, Future[CaseOutcome[T]]]],
+        finished: dict[str, CaseOutcome[T]],
+    ) -> Iterator[CaseOutcome[T]]:
+        """Yields the outcomes of ``remaining`` and takes each out; ``finished`` ones are not worked on."""
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._num_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-            )
-        remaining = iter(cases)
-        waiting: deque[tuple[str, Future[CaseOutcome[T]]]] = deque()
-        try:
-            while True:
-                for case in islice(remaining, AHEAD * self._num_processes - len(waiting)):
-                    waiting.append((case, self._pool.submit(_attempt_in_worker, function, case)))
-                if not waiting:
-                    return
+            self._pool = ProcessPoolExecutor(self._num_processes, mp_context=_SPAWN, initializer=_start_worker)
+        ahead = iter([case for case in remaining if case not in finished])
+        while remaining:
+            for case in islice(ahead, AHEAD * self._num_processes - len(waiting)):
+                waiting.append((case, self._pool.submit(_attempt_in_worker, function, case)))
+            if remaining[0] in finished:
+                outcome = finished.pop(remaining[0])
+            else:
                 outcome = waiting[0][1].result()
                 waiting.popleft()
-                yield outcome
-        except BrokenProcessPool as error:
-            unfinished = [case for case, future in waiting if not future.done() or future.exception() is not None]
-            raise FedsamError(
-                "a worker process was killed, most likely because memory ran out",
-                found=f"in work were {', '.join(unfinished[: self._num_processes])}",  # workers take cases in their order
-                expected=f"memory for {self._num_processes} cases at a time",
-                fix="use fewer processes: -np 1",
-            ) from error
-        finally:
-            for _, future in waiting:
-                future.cancel()
+            remaining.popleft()
+            yield outcome
+
+
+class WorkerKilled(RuntimeError):
+    """A worker process ended without a word."""
+
+
+def _alone(function: Callable[[str], T], case: str) -> CaseOutcome[T]:
+    """One case in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=_SPAWN, initializer=_start_worker) as pool:
+        try:
+            return pool.submit(_attempt_in_worker, function, case).result()
+        except BrokenProcessPool:
+            error = WorkerKilled(f"the worker process of {case} was killed, most likely because memory ran out; try -np 1")
+            return CaseOutcome(case, error=error)
 
 
 def _attempt(function: Callable[[str], T], case: str) -> CaseOutcome[T]:
