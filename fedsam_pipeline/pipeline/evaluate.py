@@ -18,6 +18,7 @@ from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, describe_
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import CaseScore, summarize
+from fedsam_pipeline.evaluation.surface import hd95_of_labels
 from fedsam_pipeline.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -129,9 +130,11 @@ def score_case(case: str, reference: Path, prediction: Path, known: Reference) -
     if site in known.annotated:
         _check_annotated(case, reference, truth.array, site, known)
         annotated = np.array([set(values) <= set(known.annotated[site]) for values in labels.scored.values()])
-    table = counts(truth.array, found.array, len(labels.classes), groups=list(labels.scored.values()), ignore=labels.ignore)
+    groups = list(labels.scored.values())
+    table = counts(truth.array, found.array, len(labels.classes), groups=groups, ignore=labels.ignore)
+    distances = hd95_of_labels(truth.array, found.array, groups, truth.geometry.spacing, ignore=labels.ignore)
     num_voxels = int(truth.array.size if labels.ignore is None else np.count_nonzero(truth.array != labels.ignore))
-    return CaseScore(case, site, str(reference), str(prediction), table, num_voxels, annotated)
+    return CaseScore(case, site, str(reference), str(prediction), table, num_voxels, distances, annotated)
 
 
 def _check_annotated(case: str, reference: Path, truth: NDArray[Any], site: str, known: Reference) -> None:
