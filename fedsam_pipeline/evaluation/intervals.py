@@ -10,7 +10,7 @@ narrow for few cases (a site with a single case has none at all).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray

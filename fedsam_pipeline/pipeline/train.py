@@ -21,10 +21,11 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
 from fedsam_pipeline.flower.simulation import Grid, simulate
-from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.bundle import ADAPTER_FILE, BUNDLE_FILE, BundleInfo, write_adapter, write_documents
 from fedsam_pipeline.pipeline.environment import hardware, versions
+from fedsam_pipeline.pipeline.peak_memory import worker_peak_bytes
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.report.curves import progress_png
 from fedsam_pipeline.specs.canonical import sha256_of
@@ -151,7 +152,7 @@ class TrainingRun:
             "validation/summary.json",
         ):
             (self._folder / name).unlink(missing_ok=True)
-        for site in self._setup.sites:
+        for site in self._setup.all_sites:
             (site.state_folder / "validation.json").unlink(missing_ok=True)
         for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
             series.clear()
@@ -161,7 +162,8 @@ class TrainingRun:
         return {
             "protocol": setup.protocol,
             "sites": [site.site for site in setup.sites],
-            "cases_sha256": sha256_of([_cases_of(site) for site in setup.sites]),
+            "held_out": None if setup.held_out is None else setup.held_out.site,
+            "cases_sha256": sha256_of([_cases_of(site) for site in setup.all_sites]),
             **setup.model.agreement(),
             **asdict(setup.schedule),
         }
@@ -176,7 +178,7 @@ class TrainingRun:
             "recipe": setup.model.recipe.name,
             "plans_name": setup.model.plans.plans_name,
             "base_model": setup.model.plans.base_model,
-            "strategy": setup.model.recipe.aggregation.strategy,
+            "strategy": request.strategy,
             "fold": request.fold,
             **self._identity(),
             "arguments": asdict(request),
@@ -184,6 +186,7 @@ class TrainingRun:
             "hardware": hardware(request.device),
             "workers": setup.workers,
             "seconds": 0.0,
+            "peak_memory_bytes": None,
         }
 
     def execute(self) -> dict[str, Any]:
@@ -242,14 +245,20 @@ class TrainingRun:
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             loop = RoundLoop(grid, fedavg(len(setup.sites)), plan, self._manifest, self._checkpoints, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
-            scores, traffic = loop.evaluate(tensors)
-        self._finish(tensors, scores, traffic)
+            if setup.held_out is None:
+                scores, traffic = loop.evaluate(tensors)
+                self._append_traffic(traffic)
+            else:  # no node of the federation: nothing travels
+                scores = evaluate_alone(setup.held_out, tensors)
+            self._watch_memory()
+        self._finish(tensors, scores)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
             with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record.progress, allow_nan=False) + "\n")
             self._append_traffic(record.communication)
+            self._watch_memory()
             losses = [site["loss"] for site in record.progress["sites"].values()]
             loss = sum(losses) / len(losses)
             dice = record.progress["dice"]
@@ -262,8 +271,7 @@ class TrainingRun:
 
         return on_round
 
-    def _finish(self, tensors: dict[str, Any], scores: dict[str, SiteDice], traffic: dict[str, Any]) -> None:
-        self._append_traffic(traffic)
+    def _finish(self, tensors: dict[str, Any], scores: dict[str, SiteDice]) -> None:
         together = combine_sites(scores) if scores else None
         final = None if together is None else {"dice": together.to_dict(self._names)["dice"], "all_sites": together.to_dict(self._names)}
         by_site = {site: dice.to_dict(self._names) for site, dice in sorted(scores.items())}
@@ -285,6 +293,11 @@ class TrainingRun:
         )
         write_adapter(self._folder, self._initial | tensors, info)
         self.state["final"] = summary
+
+    def _watch_memory(self) -> None:
+        """Workers live as long as the simulation and their peaks only grow, so a look after every round misses none."""
+        peak, earlier = worker_peak_bytes(), self.state.get("peak_memory_bytes")
+        self.state["peak_memory_bytes"] = max((value for value in (peak, earlier) if value is not None), default=None)
 
     def _progress(self) -> list[dict[str, Any]]:
         text = (self._folder / "progress.jsonl").read_text(encoding="utf-8")
@@ -312,6 +325,11 @@ class TrainingRun:
     def _save_state(self, **changes: Any) -> None:
         self.state |= changes
         write_json(self._folder / "run.json", self.state)
+
+
+def evaluate_alone(site: SiteSetup, tensors: dict[str, Any]) -> dict[str, SiteDice]:
+    """Scores trained tensors at a site that took no part, in this process. Its local tensors, if there are any, are those of round 0."""
+    return SiteWorker(site).evaluate(tensors, rounds_done=0, report=site.state_folder / "validation.json")
 
 
 def _cases_of(site: SiteSetup) -> list[Any]:
