@@ -61,6 +61,10 @@ class SiteMeans:
         """(...) unweighted over sites."""
         return _nanmean(self.by_site, axis=-1)
 
+    def averaged(self) -> Self:
+        """The mean over methods (the last axis but one), such as the training seeds of one method; NaN where one of them has no value."""
+        return type(self)(self.sites, self.by_site.mean(axis=-2))
+
     def extreme(self, *, largest: bool) -> NDArray[np.float64]:
         """(...) the value of the site with the largest or the smallest; NaN where no site has any."""
         missing = -np.inf if largest else np.inf

@@ -84,7 +84,7 @@ class CaseScore:
     def missing(self) -> Annotated:
         """(K - 1,) whether a class is absent in one of the masks only, so that there is no distance."""
         positives, errors = self.counts[:, 0], self.counts[:, 1:]
-        one_empty = (positives == 0) & ((errors > 0).sum(axis=1) == 1)
+        one_empty: Annotated = (positives == 0) & ((errors > 0).sum(axis=1) == 1)
         return one_empty if self.annotated is None else one_empty & self.annotated
 
 
