@@ -66,7 +66,7 @@ def compare(preprocessed: Path, raw: Path, results: Path, request: CompareReques
             "steps_a_site": grid.rounds * grid.local_steps,
             **compare_methods(found, cases.sites),
             "failures": [{"run": run, "reason": reason} for run, reason in failures.items()],
-            "notes": [*grid.notes, *_without_cases(grid, cases)],
+            "notes": [*grid.notes, *_few_cases(grid, cases)],
         }
         write_comparison(folder, record)
     print(comparison_markdown(record))
@@ -96,9 +96,11 @@ def _scored_cases(preprocessed: Path, raw: Path, grid: ComparisonGrid) -> Scored
     return ScoredCases.of(dataset, CaseStore(store_folder(preprocessed, grid.plans)), names)
 
 
-def _without_cases(grid: ComparisonGrid, cases: ScoredCases) -> list[str]:
-    without = sorted({site for site in grid.sites if site not in cases.sites})
-    return [f"no validation case in this fold, so not in the table: {', '.join(without)}"] if without else []
+def _few_cases(grid: ComparisonGrid, cases: ScoredCases) -> list[str]:
+    without = [site for site in grid.sites if cases.sites.count(site) == 0]
+    single = [site for site in grid.sites if cases.sites.count(site) == 1]
+    notes = [f"no validation case in this fold, so not in the table: {', '.join(without)}"] if without else []
+    return [*notes, *([f"one case has no spread, so intervals are too narrow: {', '.join(single)}"] if single else [])]
 
 
 def _train(methods: Sequence[Method]) -> dict[str, str]:

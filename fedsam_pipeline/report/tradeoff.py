@@ -14,7 +14,7 @@ from fedsam_pipeline.report.style import GRID, MUTED, label, new_figure, png_byt
 def tradeoff_figure(record: Mapping[str, Any]) -> Figure:
     """Mean Dice with its interval against the bytes of a whole run, both directions, on a logarithmic axis.
 
-    Methods under which nothing travels are lines across.
+    Methods under which no updates travel are lines across.
 
     Args:
         record: the content of a ``comparison.json``.
@@ -26,7 +26,7 @@ def tradeoff_figure(record: Mapping[str, Any]) -> Figure:
         colour, style = site_style(index)
         mean = method["dice"]["mean"]
         if method["bytes"] is None:
-            ax.axhline(mean["value"], color=colour, linestyle="--", linewidth=1.2, label=f"{method['name']} (nothing travels)")
+            ax.axhline(mean["value"], color=colour, linestyle="--", linewidth=1.2, label=f"{method['name']} (no updates travel)")
             continue
         ends = np.array([[mean["value"] - mean["low"]], [mean["high"] - mean["value"]]])
         ax.errorbar(
@@ -43,6 +43,7 @@ def tradeoff_figure(record: Mapping[str, Any]) -> Figure:
         )
     if any(method["bytes"] is not None for method in drawn):
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     ax.grid(axis="x", which="major", color=GRID, linewidth=0.8)
     ax.margins(x=0.15, y=0.15)
     if drawn:
