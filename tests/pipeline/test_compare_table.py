@@ -110,7 +110,7 @@ def test_tables_name_every_method_and_leave_empty_what_is_not_known() -> None:
     text = comparison_markdown(found)
     assert "FAILED somewhere: it broke" in text
     assert "0.7000 [" in text and "+0.0000 [+0.0000, +0.0000]" in text
-    assert "| alone  | a          | 0.5000 | -      |" in text
+    assert ["alone", "a", "0.5000", "-"] in [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     first, second = csv.DictReader(io.StringIO(comparison_csv(found)))
     assert float(first["bytes_per_round"]) == 3e6
     assert (second["bytes_total"], second["peak_memory_bytes"], second["strategy"]) == ("", "", "")
