@@ -9,7 +9,7 @@ from fedsam_pipeline.entrypoints.command import command_parser, run_command
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of ``fedsam_evaluate``."""
-    parser = command_parser("fedsam_evaluate", "Dice of predicted masks per case, class and site; writes summary.json.")
+    parser = command_parser("fedsam_evaluate", "Dice and HD95 of predicted masks per case, class and site; writes summary.json.")
     parser.add_argument("reference", type=Path, metavar="GT", help="raw dataset folder, or folder of reference masks")
     parser.add_argument("prediction", type=Path, metavar="PRED", help="folder of predicted masks")
     parser.add_argument("--dataset_json", type=Path, help="label names and sites (default: dataset.json in GT or beside it)")

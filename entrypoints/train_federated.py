@@ -20,13 +20,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", metavar="DATASET", help="number or name of the dataset; not needed when only one is planned")
     parser.add_argument("-r", default="flap_sam", metavar="RECIPE", help="recipe: a name, or a TOML file")
     parser.add_argument("-p", default="plans", metavar="PLANS", help="name of the plans")
-    parser.add_argument("-f", default="0", metavar="FOLD", help="fold 0 to 4, or all (trains on everything, validates nothing)")
+    parser.add_argument(
+        "-f",
+        default="0",
+        metavar="FOLD",
+        help="fold 0 to 4; all trains on everything and validates nothing; 0-inner splits the training part of fold 0 again, for choices",
+    )
     parser.add_argument("-m", metavar="BASE_MODEL", help="base model that the plan must be for")
     parser.add_argument(
         "--protocol",
-        choices=("federated", "local", "centralized"),
+        choices=("federated", "local", "centralized", "leave_one_site_out"),
         default="federated",
-        help="all sites together, each site alone (one run a site), or one site that holds all cases and takes the summed steps",
+        help="all sites together, each site alone (one run a site), one site that holds all cases and takes the summed steps, or all sites "
+        "but one, scored on that one (one run a site)",
     )
     parser.add_argument("--rounds", type=positive_int, help="rounds of aggregation")
     parser.add_argument("--local_steps", type=positive_int, help="optimizer steps a site takes in a round")

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsam_pipeline.evaluation import surface
 from fedsam_pipeline.evaluation.metrics import RULE, dice_from_counts, iou_from_counts
 
 SCHEMA_VERSION = 1
@@ -62,8 +63,8 @@ class SiteDice:
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One scored case: its name, its site, its two files, its counts (K - 1, 3), its number of voxels (ignored ones left out) and, for
-    each class, whether its site annotated it (``None``: all of them)."""
+    """One scored case: its name, its site, its two files, its counts (K - 1, 3), its number of voxels (ignored ones left out), its HD95
+    (K - 1,) in mm and, for each class, whether its site annotated it (``None``: all of them)."""
 
     case: str
     site: str
@@ -71,7 +72,20 @@ class CaseScore:
     prediction_file: str
     counts: NDArray[np.int64]
     num_voxels: int
+    hd95: NDArray[np.float64]
     annotated: Annotated | None = None
+
+    @property
+    def scored_hd95(self) -> NDArray[np.float64]:
+        """``hd95``, NaN for classes that the site did not annotate."""
+        return self.hd95 if self.annotated is None else np.where(self.annotated, self.hd95, np.nan)
+
+    @property
+    def missing(self) -> Annotated:
+        """(K - 1,) whether a class is absent in one of the masks only, so that there is no distance."""
+        positives, errors = self.counts[:, 0], self.counts[:, 1:]
+        one_empty: Annotated = (positives == 0) & ((errors > 0).sum(axis=1) == 1)
+        return one_empty if self.annotated is None else one_empty & self.annotated
 
 
 def summarize_site(cases: Sequence[NDArray[np.integer]], annotated: Annotated | None = None) -> SiteDice:
@@ -116,6 +130,38 @@ def combine_sites(sites: Mapping[str, SiteDice]) -> SiteDice:
     )
 
 
+def summarize_distances(cases: Sequence[CaseScore], class_names: Sequence[str]) -> dict[str, Any]:
+    """HD95 (``surface.RULE``) of every site and of all together, in mm, NaN as ``None``.
+
+    Args:
+        cases: scored cases, at least one.
+        class_names: the K - 1 foreground names in order.
+
+    Returns:
+        ``{"sites": {SITE: row}, "all_sites": row}``, a row ``{"classes": {NAME: mm}, "hd95": mm, "missing": {NAME: cases}}``: ``hd95`` is
+        the mean of the classes, of all sites the unweighted mean of the sites.
+    """
+    sites = sorted({score.site for score in cases})
+    classes, missing = [], []
+    for site in sites:
+        of_site = [score for score in cases if score.site == site]
+        classes.append(_nanmean(np.stack([score.scored_hd95 for score in of_site]), axis=0))
+        missing.append(np.sum([score.missing for score in of_site], axis=0))
+    means = np.array([float(_nanmean(row)) for row in classes])
+
+    def row(values: NDArray[np.float64], mean: float, counts: NDArray[np.int64]) -> dict[str, Any]:
+        return {
+            "classes": {name: _number(float(value)) for name, value in zip(class_names, values, strict=True)},
+            "hd95": _number(mean),
+            "missing": {name: int(count) for name, count in zip(class_names, counts, strict=True)},
+        }
+
+    return {
+        "sites": {site: row(*values) for site, values in zip(sites, zip(classes, means.tolist(), missing, strict=True), strict=True)},
+        "all_sites": row(_nanmean(np.stack(classes), axis=0), float(_nanmean(means)), np.sum(missing, axis=0)),
+    }
+
+
 def summarize(cases: Sequence[CaseScore], class_names: Sequence[str], keys: Sequence[int | str] | None = None) -> dict[str, Any]:
     """The content of ``summary.json``: nnU-Net's keys, and ours beside them.
 
@@ -146,6 +192,8 @@ def summarize(cases: Sequence[CaseScore], class_names: Sequence[str], keys: Sequ
         "dice": _number(together.dice),
         "all_sites": together.to_dict(class_names),
         "sites": {name: site.to_dict(class_names) for name, site in sites.items()},
+        "hd95_rule": surface.RULE,
+        "hd95": summarize_distances(ordered, class_names),
         "foreground_mean": _json(_mean_metrics(list(mean.values()))),
         "mean": {label: _json(row) for label, row in mean.items()},
         "metric_per_case": [
@@ -162,12 +210,19 @@ def summarize(cases: Sequence[CaseScore], class_names: Sequence[str], keys: Sequ
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """The Dice table of a summary as text: a row a site and one for their mean, a column a class and one for their mean."""
+    """The Dice table of a summary as text: a row a site and one for their mean, a column a class and one for their mean.
+
+    Where the summary knows HD95, its mean over classes is one more column.
+    """
     names = list(summary["labels"])
-    header = ["site", "cases", *names, "mean"]
+    distances = summary.get("hd95")
+    header = ["site", "cases", *names, "mean", *([] if distances is None else ["HD95 mm"])]
     rows = [(name, summary["sites"][name]) for name in sorted(summary["sites"])]
     rows.append(("mean", summary["all_sites"]))
     lines = [[name, str(row["num_cases"]), *(_cell(row["classes"][n]) for n in names), _cell(row["dice"])] for name, row in rows]
+    if distances is not None:
+        for line, row in zip(lines, [*(distances["sites"][name] for name, _ in rows[:-1]), distances["all_sites"]], strict=True):
+            line.append("-" if row["hd95"] is None else f"{row['hd95']:.2f}")
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def text(line: Sequence[str]) -> str:
@@ -178,6 +233,9 @@ def format_table(summary: Mapping[str, Any]) -> str:
     for key, words in (("absent", "absent in both masks, not counted"), ("excluded", "not annotated by their site, not scored")):
         left_out = ", ".join(f"{name} {count}" for name, count in summary["all_sites"].get(key, {}).items() if count)
         notes += [f"{words} (cases): {left_out}"] if left_out else []
+    if distances is not None:
+        missing = ", ".join(f"{name} {count}" for name, count in distances["all_sites"]["missing"].items() if count)
+        notes += [summary["hd95_rule"], *([f"absent in one mask, no distance (cases): {missing}"] if missing else [])]
     return "\n".join([text(header), rule, *map(text, lines[:-1]), rule, text(lines[-1]), *notes])
 
 
@@ -192,7 +250,7 @@ def _case_metrics(score: CaseScore, keys: Sequence[int | str]) -> dict[str, dict
     for index, (tp, fp, fn) in enumerate(score.counts.tolist()):
         true_negatives = score.num_voxels - tp - fp - fn
         row = {"Dice": float(dice[index]), "IoU": float(iou[index]), "TP": tp, "FP": fp, "FN": fn, "TN": true_negatives}
-        row |= {"n_pred": tp + fp, "n_ref": tp + fn}
+        row |= {"n_pred": tp + fp, "n_ref": tp + fn, "HD95": float(score.hd95[index])}
         if score.annotated is not None and not score.annotated[index]:
             row = dict.fromkeys(row, float("nan"))
         result[str(keys[index])] = row

@@ -14,10 +14,11 @@ from fedsam_pipeline.dataset.label_scheme import IGNORE_NAME, LabelScheme, read_
 from fedsam_pipeline.dataset.raw import ONLY_SITE
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.site_mapping import SiteMapping, identity, read_mapped_labels, read_site_mapping
-from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, describe_difference, read_labels, split_file_ending
+from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, Volume, describe_difference, read_labels, split_file_ending
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import CaseScore, summarize
+from fedsam_pipeline.evaluation.surface import hd95_of_labels
 from fedsam_pipeline.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -96,13 +97,25 @@ def evaluate(
 
 
 def score_case(case: str, reference: Path, prediction: Path, known: Reference) -> CaseScore:
-    """Reads and counts one case.
+    """Reads and scores one case; raises as :func:`score_masks`."""
+    return score_masks(case, reference, prediction, read_labels(prediction), known)
+
+
+def score_masks(case: str, reference: Path, prediction: Path, found: Volume, known: Reference) -> CaseScore:
+    """Scores a predicted mask against the reference mask, which is read.
+
+    Args:
+        case: its name.
+        reference: file of the reference mask.
+        prediction: where the predicted mask stands, or where it comes from; for messages and the summary.
+        found: the predicted mask, on its own grid.
+        known: sites, labels and mapping.
 
     Raises:
         FedsamError: the two grids differ, or a mask holds a value that no label has, or one of a class that its site did not annotate;
             names the case.
     """
-    truth, found = read_mapped_labels(reference, known.mapping), read_labels(prediction)
+    truth = read_mapped_labels(reference, known.mapping)
     if not truth.geometry.same_grid(found.geometry, SAME_GRID_MM):
         raise FedsamError(
             f"case {case}: the prediction has another grid than the reference",
@@ -129,9 +142,11 @@ def score_case(case: str, reference: Path, prediction: Path, known: Reference) -
     if site in known.annotated:
         _check_annotated(case, reference, truth.array, site, known)
         annotated = labels.scorable(known.annotated[site])
-    table = counts(truth.array, found.array, len(labels.classes), groups=list(labels.scored.values()), ignore=labels.ignore)
+    groups = list(labels.scored.values())
+    table = counts(truth.array, found.array, len(labels.classes), groups=groups, ignore=labels.ignore)
+    distances = hd95_of_labels(truth.array, found.array, groups, truth.geometry.spacing, ignore=labels.ignore)
     num_voxels = int(truth.array.size if labels.ignore is None else np.count_nonzero(truth.array != labels.ignore))
-    return CaseScore(case, site, str(reference), str(prediction), table, num_voxels, annotated)
+    return CaseScore(case, site, str(reference), str(prediction), table, num_voxels, distances, annotated)
 
 
 def _check_annotated(case: str, reference: Path, truth: NDArray[Any], site: str, known: Reference) -> None:

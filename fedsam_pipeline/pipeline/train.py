@@ -22,10 +22,11 @@ from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord, SiteFailed
 from fedsam_pipeline.flower.simulation import Grid, simulate
-from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup
+from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write_adapter, write_documents
 from fedsam_pipeline.pipeline.environment import hardware, versions
+from fedsam_pipeline.pipeline.peak_memory import worker_peak_bytes
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.report.curves import progress_png
 from fedsam_pipeline.specs.canonical import sha256_of
@@ -152,7 +153,7 @@ class TrainingRun:
             "validation/summary.json",
         ):
             (self._folder / name).unlink(missing_ok=True)
-        for site in self._setup.sites:
+        for site in self._setup.all_sites:
             for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}"):
                 (site.state_folder / name).unlink(missing_ok=True)
         for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
@@ -163,7 +164,8 @@ class TrainingRun:
         return {
             "protocol": setup.protocol,
             "sites": [site.site for site in setup.sites],
-            "cases_sha256": sha256_of([_cases_of(site) for site in setup.sites]),
+            "held_out": None if setup.held_out is None else setup.held_out.site,
+            "cases_sha256": sha256_of([_cases_of(site) for site in setup.all_sites]),
             **setup.model.agreement(),
             **asdict(setup.schedule),
         }
@@ -186,6 +188,7 @@ class TrainingRun:
             "hardware": hardware(request.device),
             "workers": setup.workers,
             "seconds": 0.0,
+            "peak_memory_bytes": None,
         }
 
     def execute(self) -> dict[str, Any]:
@@ -239,7 +242,12 @@ class TrainingRun:
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
-            scores = loop.evaluate(tensors)
+            if setup.held_out is None:
+                scores = loop.evaluate(tensors)
+                self._append_traffic(scores.traffic)
+            else:  # no node of the federation: nothing travels
+                scores = FinalScores(evaluate_alone(setup.held_out, tensors | aggregator.residuals), None, {})
+            self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
@@ -247,6 +255,7 @@ class TrainingRun:
             with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record.progress, allow_nan=False) + "\n")
             self._append_traffic(record.communication)
+            self._watch_memory()
             losses = [site["loss"] for site in record.progress["sites"].values()]
             loss = sum(losses) / len(losses)
             dice = record.progress["dice"]
@@ -260,7 +269,6 @@ class TrainingRun:
         return on_round
 
     def _finish(self, tensors: dict[str, Any], scores: FinalScores) -> None:
-        self._append_traffic(scores.traffic)
         shared = self._summary(scores.shared)
         summary = {"schema_version": 1, "rule": RULE, "grid": "plan", "round": self._setup.schedule.rounds} | shared
         if scores.personal is not None:
@@ -280,6 +288,11 @@ class TrainingRun:
             return {"sites": by_site, "dice": None}
         together = combine_sites(scores).to_dict(self._names)
         return {"sites": by_site, "dice": together["dice"], "all_sites": together}
+
+    def _watch_memory(self) -> None:
+        """Workers live as long as the simulation and their peaks only grow, so a look after every round misses none."""
+        peak, earlier = worker_peak_bytes(), self.state.get("peak_memory_bytes")
+        self.state["peak_memory_bytes"] = max((value for value in (peak, earlier) if value is not None), default=None)
 
     def _progress(self) -> list[dict[str, Any]]:
         text = (self._folder / "progress.jsonl").read_text(encoding="utf-8")
@@ -307,6 +320,13 @@ class TrainingRun:
     def _save_state(self, **changes: Any) -> None:
         self.state |= changes
         write_json(self._folder / "run.json", self.state)
+
+
+def evaluate_alone(site: SiteSetup, tensors: dict[str, Any]) -> dict[str, SiteDice]:
+    """Scores trained tensors at a site that took no part, in this process. Its local tensors, if there are any, are those of round 0."""
+    worker = SiteWorker(site)
+    worker.receive({name: tensor.numpy() for name, tensor in tensors.items()})
+    return worker.evaluate(rounds_done=0, report=site.state_folder / "validation.json")
 
 
 def _cases_of(site: SiteSetup) -> list[Any]:

@@ -1,6 +1,6 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
-from fedsam_pipeline.dataset.splits import load_splits
+from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
@@ -25,9 +25,12 @@ from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
-Protocol = Literal["federated", "local", "centralized"]
+Protocol = Literal["federated", "local", "centralized", "leave_one_site_out"]
+ONE_SITE = ("local", "centralized")
 CONFIGURATION = "main"
 POOLED_SITE = "pooled"
+INNER = "-inner"
+"""after a fold's number: the training part of that fold, split again, for choices that the fold's validation cases must not see"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class RunSetup:
-    """One run: a federation of one or more sites, and where it is written."""
+    """One run: a federation of one or more sites, and where it is written. ``held_out`` is a site outside it that the trained model is
+    scored on."""
 
     folder: Path
     sites: tuple[SiteSetup, ...]
@@ -72,10 +76,16 @@ class RunSetup:
     protocol: Protocol
     model: ModelSetup
     dataset: Mapping[str, Any]
+    held_out: SiteSetup | None = None
+
+    @property
+    def all_sites(self) -> tuple[SiteSetup, ...]:
+        """The federation's, and the one that is left out."""
+        return self.sites if self.held_out is None else (*self.sites, self.held_out)
 
 
 def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list[RunSetup]:
-    """The runs that a request asks for: one, or one a site under ``local``.
+    """The runs that a request asks for: one, or one a site under ``local`` and ``leave_one_site_out``.
 
     Args:
         preprocessed: folder of the planned dataset.
@@ -112,12 +122,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     annotated = _annotated(dataset, preprocessed / "dataset.json", labels)
     schedule = _schedule(plans, recipe, request, len(sites))
     owner = {case: site for site, cases in sites.items() for case in cases}
-    if request.protocol == "federated":
-        groups = [("federated", sites)]
-    elif request.protocol == "centralized":
-        groups = [("centralized", {POOLED_SITE: sorted(owner)})]
-    else:
-        groups = [(f"local-{site}", {site: cases}) for site, cases in sites.items()]
+    groups = _groups(request.protocol, sites)
     start = None if request.init is None else request.init.absolute()
     special = "-random_encoder" if request.random_encoder else ""
     if start is not None:
@@ -139,8 +144,30 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             request,
             dataset,
         )
-        for name, members in groups
+        for name, members in groups.items()
     ]
+
+
+def _groups(protocol: Protocol, sites: Mapping[str, list[str]]) -> dict[str, Mapping[str, list[str]]]:
+    """Run to its sites and their cases.
+
+    Raises:
+        FedsamError: there is no other site to train on.
+    """
+    if protocol == "federated":
+        return {"federated": sites}
+    if protocol == "centralized":
+        return {"centralized": {POOLED_SITE: sorted(case for cases in sites.values() for case in cases)}}
+    if protocol == "local":
+        return {f"local-{site}": {site: cases} for site, cases in sites.items()}
+    if len(sites) < 2:
+        raise FedsamError(
+            "leave_one_site_out needs several sites",
+            found=", ".join(sites),
+            expected="at least two sites in dataset.json",
+            fix="use another --protocol",
+        )
+    return {f"leave_one_site_out-{left}": {site: cases for site, cases in sites.items() if site != left} for left in sites}
 
 
 def _run_setup(
@@ -159,12 +186,15 @@ def _run_setup(
 ) -> RunSetup:
     fold = folder / f"{name}__{_method_name(model.recipe)}__seed{request.seed}" / f"fold_{request.fold}"
     workers = request.workers or min(len(members), usable_cores())
-    sites = tuple(
-        SiteSetup(
+
+    def site_setup(site: str, train: Iterable[str], val: Iterable[str]) -> SiteSetup:
+        train_cases, val_cases = tuple(sorted(train)), tuple(sorted(val))
+        owners = {owner[case] for case in (*train_cases, *val_cases)}
+        return SiteSetup(
             site=site,
             store_folder=store.absolute(),
-            train_cases=tuple(case for case in cases if case in folds["train"]),
-            val_cases=tuple(case for case in cases if case in folds["val"]),
+            train_cases=train_cases,
+            val_cases=val_cases,
             owner=owner,
             model=model,
             state_folder=(fold / "sites" / site).absolute(),
@@ -173,18 +203,28 @@ def _run_setup(
             execution_file=(fold / "execution" / f"{site}.json").absolute(),
             memory_target=None if request.gpu_memory_target is None else int(request.gpu_memory_target * (1 << 30)),
             workers=workers,
-            annotated={name: values for name, values in annotated.items() if name in {owner[case] for case in cases}},
+            annotated={name: values for name, values in annotated.items() if name in owners},
             regions=labels.regions,
         )
-        for site, cases in members.items()
-    )
+
+    sites = tuple(site_setup(site, folds["train"].intersection(cases), folds["val"].intersection(cases)) for site, cases in members.items())
+    held_out = None
+    if request.protocol == "leave_one_site_out":
+        left = name.removeprefix("leave_one_site_out-")
+        unseen = {case for case, site in owner.items() if site == left}
+        held_out = site_setup(left, (), unseen if request.fold == "all" else unseen & folds["val"])
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
-    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset)
+    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, held_out)
 
 
 def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
-    """The recipe with what the command line says of aggregation. Another strategy or LoRA method takes none of the recipe's settings."""
+    """The recipe with what the command line says of aggregation. Another strategy or LoRA method takes none of the recipe's settings.
+
+    One site alone has nothing to aggregate: what the recipe says of it is left out.
+    """
     own = recipe.aggregation
+    if request.protocol in ONE_SITE:
+        own = own.model_copy(update={"strategy": "fedavg", "lora_method": None, "weighting": "size", "options": {}})
     strategy = request.strategy or own.strategy
     lora_method = own.lora_method if request.lora_method is None else None if request.lora_method == "none" else request.lora_method
     same = (strategy, lora_method) == (own.strategy, own.lora_method)
@@ -221,15 +261,22 @@ def _schedule(plans: Plans, recipe: Recipe, request: TrainRequest, num_sites: in
 
 
 def _fold(preprocessed: Path, fold: str, sites: Mapping[str, list[str]], patients: Mapping[str, str]) -> dict[str, set[str]]:
-    """Training and validation cases of a fold; ``all`` trains on everything and validates nothing."""
+    """Training and validation cases of a fold; ``all`` trains on everything and validates nothing, ``0-inner`` knows fold 0's training
+    part alone and validates on a fifth of it."""
     path = preprocessed / "splits_final.json"
     cases = [case for members in sites.values() for case in members]
     splits = load_splits(path, cases, patients)
     if fold == "all":
         return {"train": set(cases), "val": set()}
-    if fold not in map(str, range(len(splits))):
-        raise FedsamError("there is no such fold", path=path, found=f"-f {fold}", expected=f"0 to {len(splits) - 1}, or all", fix="mend -f")
-    chosen = {name: set(members) for name, members in splits[int(fold)].items()}
+    number = fold.removesuffix(INNER)
+    if number not in map(str, range(len(splits))):
+        expected = f"0 to {len(splits) - 1}, or all; 0{INNER} splits the training part of fold 0 again"
+        raise FedsamError("there is no such fold", path=path, found=f"-f {fold}", expected=expected, fix="mend -f")
+    chosen = {name: set(members) for name, members in splits[int(number)].items()}
+    if fold != number:
+        known = {site: sorted(chosen["train"].intersection(members)) for site, members in sites.items()}
+        inner = make_splits({site: members for site, members in known.items() if members}, patients)[0]
+        chosen = {name: set(members) for name, members in inner.items()}
     without = [site for site, members in sites.items() if not chosen["train"] & set(members)]
     if without:
         raise FedsamError(

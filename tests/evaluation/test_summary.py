@@ -20,7 +20,7 @@ def _table(*rows: list[int]) -> np.ndarray:
 
 
 def _score(case: str, site: str, *rows: list[int]) -> CaseScore:
-    return CaseScore(case, site, f"gt/{case}.nii.gz", f"pred/{case}.nii.gz", _table(*rows), 1000)
+    return CaseScore(case, site, f"gt/{case}.nii.gz", f"pred/{case}.nii.gz", _table(*rows), 1000, np.array([1.5, np.nan]))
 
 
 CASES = [
@@ -80,7 +80,7 @@ def test_summary_has_the_shape_of_nnunet_and_ours_beside_it(tmp_path: Path) -> N
     first = summary["metric_per_case"][0]
     assert first["reference_file"] == "gt/a1.nii.gz"
     assert first["prediction_file"] == "pred/a1.nii.gz"
-    assert first["metrics"]["1"] == {"Dice": 1.0, "IoU": 1.0, "TP": 10, "FP": 0, "FN": 0, "TN": 990, "n_pred": 10, "n_ref": 10}
+    assert first["metrics"]["1"] == {"Dice": 1.0, "IoU": 1.0, "TP": 10, "FP": 0, "FN": 0, "TN": 990, "n_pred": 10, "n_ref": 10, "HD95": 1.5}
     assert first["metrics"]["2"]["Dice"] is None
     assert summary["mean"]["1"]["Dice"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert summary["mean"]["1"]["FP"] == pytest.approx((0 + 5 + 3) / 3)
@@ -96,12 +96,13 @@ def test_summary_has_the_shape_of_nnunet_and_ours_beside_it(tmp_path: Path) -> N
 
 def test_the_table_shows_sites_classes_means_and_the_rule() -> None:
     lines = format_table(summarize(CASES, ["anterior", "posterior"])).splitlines()
-    assert lines[0].split() == ["site", "cases", "anterior", "posterior", "mean"]
-    assert lines[2].split() == ["site_a", "2", "0.7500", "1.0000", "0.8750"]
-    assert lines[3].split() == ["site_b", "1", "0.0000", "-", "0.0000"]
-    assert lines[5].split() == ["mean", "3", "0.3750", "1.0000", "0.4375"]
+    assert lines[0].split() == ["site", "cases", "anterior", "posterior", "mean", "HD95", "mm"]
+    assert lines[2].split() == ["site_a", "2", "0.7500", "1.0000", "0.8750", "1.50"]
+    assert lines[3].split() == ["site_b", "1", "0.0000", "-", "0.0000", "1.50"]
+    assert lines[5].split() == ["mean", "3", "0.3750", "1.0000", "0.4375", "1.50"]
     assert lines[6].startswith("Dice: mean over cases")
     assert lines[7] == "absent in both masks, not counted (cases): posterior 2"
+    assert lines[8].startswith("HD95: 95th percentile")
 
 
 ONLY_FIRST = np.array([True, False])
@@ -130,7 +131,7 @@ def test_fully_annotated_sites_say_nothing_of_exclusion() -> None:
 
 
 def test_excluded_classes_stand_empty_in_the_summary(tmp_path: Path) -> None:
-    partial = CaseScore("c1", "site_c", "gt", "pred", _table(HALF, WRONG), 1000, ONLY_FIRST)
+    partial = CaseScore("c1", "site_c", "gt", "pred", _table(HALF, WRONG), 1000, np.array([2.0, 9.0]), ONLY_FIRST)
     summary = summarize([*CASES, partial], ["anterior", "posterior"])
     write_json(tmp_path / "summary.json", summary)
     row = summary["metric_per_case"][-1]["metrics"]
@@ -138,7 +139,12 @@ def test_excluded_classes_stand_empty_in_the_summary(tmp_path: Path) -> None:
     assert set(row["2"].values()) == {None} and row["2"].keys() == row["1"].keys()
     assert summary["mean"]["2"] == summarize(CASES, ["anterior", "posterior"])["mean"]["2"]
     assert summary["sites"]["site_c"]["excluded"] == {"anterior": 0, "posterior": 1}
-    assert format_table(summary).splitlines()[-1] == "not annotated by their site, not scored (cases): posterior 1"
+    assert "not annotated by their site, not scored (cases): posterior 1" in format_table(summary).splitlines()
+    assert summary["hd95"]["sites"]["site_c"] == {
+        "classes": {"anterior": 2.0, "posterior": None},
+        "hd95": 2.0,
+        "missing": {"anterior": 0, "posterior": 0},
+    }
 
 
 def test_regions_have_names_of_their_own(tmp_path: Path) -> None:
@@ -146,3 +152,24 @@ def test_regions_have_names_of_their_own(tmp_path: Path) -> None:
     assert summary["labels"] == {"whole": "(1, 2)", "core": 2}
     assert summary["mean"].keys() == summary["metric_per_case"][0]["metrics"].keys() == {"(1, 2)", "2"}
     assert summary["sites"]["site_a"]["classes"].keys() == {"whole", "core"}
+
+
+def test_a_mask_without_the_class_has_no_distance_and_is_counted() -> None:
+    """Absent in one mask is missing, absent in both is not; means are over cases, then classes, then unweighted over sites."""
+    absent, found = [0, 0, 0], [4, 2, 2]
+    cases = [
+        CaseScore("a1", "site_a", "gt", "pred", np.array([found, [0, 7, 0]]), 100, np.array([2.0, np.nan])),
+        CaseScore("a2", "site_a", "gt", "pred", np.array([found, absent]), 100, np.array([4.0, np.nan])),
+        CaseScore("b1", "site_b", "gt", "pred", np.array([[0, 0, 5], found]), 100, np.array([np.nan, 7.0])),
+        CaseScore("b2", "site_b", "gt", "pred", np.array([[0, 3, 5], found]), 100, np.array([8.0, 9.0])),
+    ]
+    summary = summarize(cases, ["anterior", "posterior"])
+    rows = summary["hd95"]["sites"]
+    assert rows["site_a"] == {"classes": {"anterior": 3.0, "posterior": None}, "hd95": 3.0, "missing": {"anterior": 0, "posterior": 1}}
+    assert rows["site_b"] == {"classes": {"anterior": 8.0, "posterior": 8.0}, "hd95": 8.0, "missing": {"anterior": 1, "posterior": 0}}
+    assert summary["hd95"]["all_sites"] == {
+        "classes": {"anterior": 5.5, "posterior": 8.0},
+        "hd95": 5.5,
+        "missing": {"anterior": 1, "posterior": 1},
+    }
+    assert format_table(summary).splitlines()[-1] == "absent in one mask, no distance (cases): anterior 1, posterior 1"

@@ -66,6 +66,8 @@ def test_a_raw_dataset_is_scored_by_site(dataset: Path, tmp_path: Path) -> None:
     first = summary["metric_per_case"][0]
     assert (first["case"], first["site"]) == ("a1", "site_a")
     assert first["prediction_file"].endswith("pred/a1.nii.gz")
+    assert first["metrics"]["1"]["HD95"] == 0
+    assert summary["metric_per_case"][1]["metrics"]["1"]["HD95"] == pytest.approx(0.9)  # distances 0, 0 and 1 mm
     assert first["reference_file"].endswith("labelsTs/a1.nii.gz")
 
 
@@ -176,8 +178,8 @@ def test_a_description_that_does_not_help_is_refused(dataset: Path, tmp_path: Pa
 def test_the_command_prints_the_table_and_the_rule(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(dataset), str(tmp_path / "pred")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["site", "cases", "anterior", "posterior", "mean"]
-    assert lines[2].split() == ["site_a", "2", "0.8333", "1.0000", "0.9167"]
+    assert lines[0].split() == ["site", "cases", "anterior", "posterior", "mean", "HD95", "mm"]
+    assert lines[2].split() == ["site_a", "2", "0.8333", "1.0000", "0.9167", "0.23"]
     assert any(line.startswith("Dice: mean over cases, then classes, then unweighted over sites") for line in lines)
     assert lines[-1] == f"written: {tmp_path / 'pred' / 'summary.json'}"
 

@@ -259,3 +259,54 @@ def test_no_case_at_all_is_one_error(folder: Path, tmp_path: Path, capsys: pytes
     keep_cases(tmp_path / "raw" / NAME, 0, sites=1)
     assert run() == 2
     assert "the dataset has no cases" in capsys.readouterr().err
+
+
+# leave_one_site_out and inner folds
+
+
+def test_each_site_is_left_out_once_and_scored_by_what_never_saw_it(folder: Path, tmp_path: Path) -> None:
+    assert run() == 0
+    request = TrainRequest(protocol="leave_one_site_out", seed=3)
+    (together,) = run_setups(folder, tmp_path / "results", TrainRequest())
+    validated = {site.site: site.val_cases for site in together.sites}
+    setups = run_setups(folder, tmp_path / "results", request)
+    assert [setup.folder.parent.name for setup in setups] == [f"leave_one_site_out-{site}__fedavg__seed3" for site in validated]
+    for setup, left in zip(setups, validated, strict=True):
+        assert setup.held_out is not None
+        assert (setup.held_out.site, setup.held_out.train_cases, setup.held_out.val_cases) == (left, (), validated[left])
+        assert [site.site for site in setup.sites] == [site for site in validated if site != left]
+        assert left not in {setup.held_out.owner[case] for site in setup.sites for case in (*site.train_cases, *site.val_cases)}
+        assert [site.site for site in setup.all_sites] == [*(site.site for site in setup.sites), left]
+    assert together.held_out is None and together.all_sites == together.sites
+    for setup in run_setups(folder, tmp_path / "results", TrainRequest(protocol="leave_one_site_out", fold="all")):
+        assert setup.held_out is not None  # all its cases: no training saw any
+        assert {case for case, site in setup.held_out.owner.items() if site == setup.held_out.site} == set(setup.held_out.val_cases)
+
+
+def test_one_site_cannot_be_left_out(folder: Path, tmp_path: Path) -> None:
+    keep_cases(tmp_path / "raw" / NAME, 4, sites=1)
+    assert run() == 0
+    with pytest.raises(FedsamError, match="leave_one_site_out needs several sites"):
+        run_setups(folder, tmp_path / "results", TrainRequest(protocol="leave_one_site_out"))
+
+
+def test_an_inner_fold_knows_the_training_part_only(folder: Path, tmp_path: Path) -> None:
+    assert run() == 0
+    for fold in ("0", "3"):
+        (outer,) = run_setups(folder, tmp_path / "results", TrainRequest(fold=fold))
+        (inner,) = run_setups(folder, tmp_path / "results", TrainRequest(fold=f"{fold}-inner"))
+        assert inner.folder.name == f"fold_{fold}-inner"
+        known = {case for site in outer.sites for case in site.train_cases}
+        train = {case for site in inner.sites for case in site.train_cases}
+        val = {case for site in inner.sites for case in site.val_cases}
+        assert train | val == known and not train & val and val
+        assert all(site.train_cases for site in inner.sites)
+    for fold in ("9-inner", "all-inner", "-inner", "0-inner-inner"):
+        with pytest.raises(FedsamError, match="there is no such fold"):
+            run_setups(folder, tmp_path / "results", TrainRequest(fold=fold))
+
+
+def test_another_strategy_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert run() == 0
+    with pytest.raises(FedsamError, match="unknown strategy"):
+        run_setups(folder, tmp_path / "results", TrainRequest(strategy="no_such"))

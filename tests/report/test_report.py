@@ -47,7 +47,9 @@ def _records() -> list[dict[str, Any]]:
 
 def _summary(num_cases: int = 5) -> dict[str, Any]:
     scores = [
-        CaseScore(f"case_{i}", f"site_{'ab'[i % 2]}", "gt", "pred", np.array([[10 + i, 4, 9 - i], [0, 0, 0]]), 1000)
+        CaseScore(
+            f"case_{i}", f"site_{'ab'[i % 2]}", "gt", "pred", np.array([[10 + i, 4, 9 - i], [0, 0, 0]]), 1000, np.array([2.0, np.nan])
+        )
         for i in range(num_cases)
     ]
     return summarize(scores, ["anterior", "post<erior"])

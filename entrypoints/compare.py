@@ -1,0 +1,87 @@
+"""fedsam_compare: several methods on one dataset, one table."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsam_pipeline.entrypoints.command import command_parser, positive_float, positive_int, run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = command_parser(
+        "fedsam_compare",
+        "Train a grid of methods, score all of them on the same cases, write one table. Runs that are done are kept and interrupted ones "
+        "continue: repeat the command.",
+    )
+    parser.add_argument("-d", metavar="DATASET", help="number or name of the dataset; not needed when only one is planned")
+    parser.add_argument("--recipes", type=_names, required=True, metavar="A,B", help="recipes: names, or TOML files")
+    parser.add_argument(
+        "--protocols",
+        type=_names,
+        default=("federated",),
+        metavar="A,B",
+        help="some of federated, local, centralized, leave_one_site_out (default: federated)",
+    )
+    parser.add_argument(
+        "--strategies",
+        type=_names,
+        default=("fedavg",),
+        metavar="A,B",
+        help="aggregation of federated and leave_one_site_out: a strategy, or with a LoRA method as fedavg+flexlora (default: fedavg)",
+    )
+    parser.add_argument("--seeds", type=positive_int, default=1, metavar="N", help="training seeds 0 to N-1")
+    parser.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="S",
+        help="optimizer steps a site, in rounds of the plan's local steps; centralized takes the steps of all sites (default: the plan's)",
+    )
+    parser.add_argument("--local_steps", type=positive_int, metavar="N", help="optimizer steps of a round (default: the plan's)")
+    parser.add_argument("-f", default="0", metavar="FOLD", help="fold 0 to 4; 0-inner for choosing, which leaves fold 0's cases unseen")
+    parser.add_argument("-p", default="plans", metavar="PLANS", help="name of the plans")
+    parser.add_argument("-o", type=Path, metavar="OUT", help="folder of the tables (default: comparison__PLANS__fold_K in the results)")
+    parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
+    parser.add_argument("--workers", type=positive_int, help="sites that compute at the same time (default: as many as cores)")
+    parser.add_argument("-gpu_memory_target", type=positive_float, metavar="GIB", help="as of fedsam_train_federated")
+    parser.add_argument("--overwrite", action="store_true", help="start all runs of this comparison over")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _body(arguments: argparse.Namespace) -> int:
+    from fedsam_pipeline.paths import choose_dataset, data_folders
+    from fedsam_pipeline.pipeline.compare import compare
+    from fedsam_pipeline.pipeline.compare_grid import CompareRequest
+    from fedsam_pipeline.specs.plans import check_plans_name
+
+    check_plans_name(arguments.p)
+    folders = data_folders()
+    if notice := folders.notice():
+        print(notice)
+    fix = "fedsam_plan_and_preprocess -d 1, for example"
+    preprocessed = choose_dataset(folders.preprocessed, arguments.d, marker=f"{arguments.p}.json", stage="planned", fix=fix)
+    print(f"dataset {preprocessed.name}")
+    request = CompareRequest(
+        recipes=arguments.recipes,
+        protocols=arguments.protocols,
+        strategies=arguments.strategies,
+        seeds=arguments.seeds,
+        steps=arguments.steps,
+        local_steps=arguments.local_steps,
+        fold=arguments.f,
+        plans_name=arguments.p,
+        device=arguments.device,
+        workers=arguments.workers,
+        gpu_memory_target=arguments.gpu_memory_target,
+        overwrite=arguments.overwrite,
+    )
+    return compare(preprocessed, folders.raw, folders.results, request, arguments.o)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(build_parser(), _body, argv)

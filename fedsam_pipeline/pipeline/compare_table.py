@@ -1,0 +1,167 @@
+"""From scored models to the table of a comparison: means, intervals, paired differences, traffic, time, memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsam_pipeline.evaluation.intervals import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Interval,
+    bootstrap_means,
+    paired_difference,
+    site_means,
+    where_both,
+)
+from fedsam_pipeline.evaluation.metrics import RULE
+from fedsam_pipeline.evaluation.surface import RULE as HD95_RULE
+
+METHOD = (
+    f"{LEVEL:.0%} percentile bootstrap of {RESAMPLES} draws over cases within each site, the same draws for all methods; "
+    "of several seeds the mean; says nothing of other sites or seeds"
+)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of Flower messages in one run, all sites together.
+
+    Attributes:
+        up, down: from and to the sites in a round, mean over rounds.
+        total: both directions, all rounds and the last evaluation.
+    """
+
+    up: float
+    down: float
+    total: float
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a row of the table is made of.
+
+    Attributes:
+        name: of the row.
+        recipe, protocol, strategy: what it is; ``strategy`` is ``None`` where nothing is aggregated.
+        dice, hd95, missing: (R, N, K), one model a training seed and case: the one whose protocol scores this case.
+        traffic: mean over runs; ``None`` where nothing travels.
+        seconds: of training, all runs of a seed together, mean over seeds.
+        peak_memory: bytes of the largest worker process; ``None`` where it is not known.
+        elsewhere: of ``local``: site that trained to Dice at every site, mean over seeds.
+    """
+
+    name: str
+    recipe: str
+    protocol: str
+    strategy: str | None
+    dice: NDArray[np.float64]
+    hd95: NDArray[np.float64]
+    missing: NDArray[np.bool_]
+    traffic: Traffic | None
+    seconds: float
+    peak_memory: int | None
+    elsewhere: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+
+def traffic_of(document: Mapping[str, Any]) -> Traffic:
+    """Sums of a ``communication.json``."""
+    up = down = total = rounds = 0
+    for entry in document["rounds"]:
+        sent = sum(site["down"]["bytes_message"] for site in entry["sites"].values())
+        received = sum(site["up"]["bytes_message"] for site in entry["sites"].values())
+        total += sent + received
+        if entry["message"] == "train.round":
+            up, down, rounds = up + received, down + sent, rounds + 1
+    return Traffic(up / max(1, rounds), down / max(1, rounds), total)
+
+
+def mean_traffic(runs: Sequence[Traffic]) -> Traffic:
+    """Mean over runs."""
+    return Traffic(*(float(np.mean([getattr(run, part) for run in runs])) for part in ("up", "down", "total")))
+
+
+def site_dice(dice: NDArray[np.float64], sites: Sequence[str]) -> dict[str, float | None]:
+    """Dice of each site, mean over the R models of ``dice`` (R, N, K)."""
+    means = site_means(dice, sites)
+    return {site: _number(value) for site, value in zip(means.sites, means.by_site.mean(axis=0), strict=True)}
+
+
+def compare_methods(results: Sequence[MethodResult], sites: Sequence[str]) -> dict[str, Any]:
+    """The computed part of ``comparison.json``: rules, how intervals were made, cases by site, names of the first and best, and all rows.
+
+    Args:
+        results: at least one, the first is what the others are compared with.
+        sites: (N,) site of each case.
+    """
+    means = [float(site_means(result.dice, sites).mean.mean()) for result in results]
+    best = results[int(np.nanargmax(means))] if not np.all(np.isnan(means)) else results[0]
+    first = results[0]
+    return {
+        "rule": RULE,
+        "hd95_rule": HD95_RULE,
+        "intervals": {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+        "cases": {site: list(sites).count(site) for site in sorted(set(sites))},
+        "reference": first.name,
+        "best": best.name,
+        "methods": [_record(result, first, best, sites) for result in results],
+    }
+
+
+def _record(result: MethodResult, first: MethodResult, best: MethodResult, sites: Sequence[str]) -> dict[str, Any]:
+    traffic = result.traffic
+    return {
+        "name": result.name,
+        "recipe": result.recipe,
+        "protocol": result.protocol,
+        "strategy": result.strategy,
+        "seeds": len(result.dice),
+        "dice": _scores(result.dice, sites, worst_is_largest=False),
+        "hd95": _scores(result.hd95, sites, worst_is_largest=True) | {"missing": _missing(result)},
+        "difference_to_reference": _difference(result, first, sites),
+        "difference_to_best": _difference(result, best, sites),
+        "bytes": None
+        if traffic is None
+        else {"up_per_round": traffic.up, "down_per_round": traffic.down, "per_round": traffic.up + traffic.down, "total": traffic.total},
+        "seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory,
+        "elsewhere": {site: dict(row) for site, row in result.elsewhere.items()},
+    }
+
+
+def _scores(values: NDArray[np.float64], sites: Sequence[str], *, worst_is_largest: bool) -> dict[str, Any]:
+    """Mean, every site and the worst of them, each with its interval; the seeds are averaged before anything else."""
+    found, drawn = site_means(values, sites), bootstrap_means(values, sites)
+    point, draws = found.averaged(), drawn.averaged()
+    seeds = found.mean[~np.isnan(found.mean)]
+    worst = point.extreme(largest=worst_is_largest)
+    at = None if np.isnan(worst) else point.sites[int(np.flatnonzero(point.by_site == worst)[0])]
+    return {
+        "mean": Interval.of_draws(float(point.mean), draws.mean).to_dict(),
+        "sites": {
+            site: Interval.of_draws(float(point.by_site[index]), draws.by_site[:, index]).to_dict()
+            for index, site in enumerate(point.sites)
+        },
+        "worst": {"site": at} | Interval.of_draws(float(worst), draws.extreme(largest=worst_is_largest)).to_dict(),
+        "seed_sd": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+    }
+
+
+def _difference(result: MethodResult, other: MethodResult, sites: Sequence[str]) -> dict[str, Any]:
+    hd95, other_hd95 = where_both(result.hd95, other.hd95)
+    return {
+        "dice": paired_difference(result.dice, other.dice, sites).to_dict(),
+        "hd95": paired_difference(hd95, other_hd95, sites).to_dict(),
+    }
+
+
+def _missing(result: MethodResult) -> float:
+    """Masks of a class that lack a distance, of one run: mean over seeds."""
+    return float(result.missing.sum(axis=(1, 2)).mean())
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
