@@ -45,6 +45,10 @@ FLAGS = {
     "fedsam_convert_dataset": ("msd", "prostate", "kits19", "ixi", "fets"),
     "fedsam_download_weights": ("base_model", "--from"),
     "fedsam_recipes": ("-m", "--image_size", "--num_classes", "--rank", "-r", "--json", "--tensors"),
+    "fedsam_compare": (
+        *("-d", "--recipes", "--protocols", "--strategies", "--seeds", "--steps", "--local_steps", "-f", "-p", "-o", "-device"),
+        *("--workers", "-gpu_memory_target", "--overwrite"),
+    ),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")

@@ -179,7 +179,7 @@ def test_the_command_prints_the_table_and_the_rule(dataset: Path, tmp_path: Path
     assert main([str(dataset), str(tmp_path / "pred")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["site", "cases", "anterior", "posterior", "mean", "HD95", "mm"]
-    assert lines[2].split() == ["site_a", "2", "0.8333", "1.0000", "0.9167", "0.23"]
+    assert lines[2].split() == ["site_a", "2", "0.8333", "1.0000", "0.9167", "0.22"]
     assert any(line.startswith("Dice: mean over cases, then classes, then unweighted over sites") for line in lines)
     assert lines[-1] == f"written: {tmp_path / 'pred' / 'summary.json'}"
 
