@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command
+from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
@@ -49,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--random_encoder", action="store_true", help="control experiment: draw the image encoder at random, keep the pre-trained decoder"
     )
+    parser.add_argument(
+        "--wire",
+        choices=WIRES,
+        default="fp32",
+        help="how states and updates travel, as differences: exactly (fp32), in half the bytes (fp16), or in about a fifth (int8)",
+    )
     parser.add_argument("--c", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -78,6 +85,7 @@ def _body(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         gpu_memory_target=arguments.gpu_memory_target,
         random_encoder=arguments.random_encoder,
+        wire=arguments.wire,
         resume=arguments.c,
         overwrite=arguments.overwrite,
     )

@@ -7,16 +7,30 @@ failure is a code and an opaque id; the log of that site has the rest under the 
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.summary import SiteDice
-from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, from_arrays, to_arrays
+from fedsam_pipeline.federation.codec.coding import ReferenceMissing, decode
+from fedsam_pipeline.federation.codec.wires import WIRES, Wire
+from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.flower.messages import (
+    CONFIG,
+    DECODE_SECONDS,
+    ENCODE_SECONDS,
+    METRICS,
+    NUM_EXAMPLES,
+    PAYLOAD,
+    REFERENCE_MISSING,
+    from_record,
+    to_record,
+)
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.memory import keep_freed_memory
@@ -35,6 +49,7 @@ class AgreementBroken(ValueError):
 
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (AgreementBroken, "agreement_broken"),
+    (ReferenceMissing, REFERENCE_MISSING),
     (UpdateRefused, "update_refused"),
     (StateMissing, "state_missing"),
     (TrainingDiverged, "training_diverged"),
@@ -97,8 +112,9 @@ def _checked_config(content: RecordDict, setup: SiteSetup) -> ConfigRecord:
 def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     round_number = int(_number(config, "round"))
+    wire = _wire(config)
     worker = SiteWorker(setup)
-    received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
+    received, decode_seconds = _received(content, worker, rounds_done=round_number - 1)
     validation = worker.evaluate(received, rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
     schedule = RunSchedule(
         rounds=int(_number(config, "rounds")),
@@ -106,7 +122,7 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
         peak_learning_rate=_number(config, "learning_rate"),
         seed=int(_number(config, "seed")),
     )
-    tensors, result = worker.train(received, schedule, round_number)
+    encoded, result = worker.train(received, schedule, round_number, wire)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
     weight = len(setup.train_cases) if setup.model.recipe.aggregation.weighting == "size" else 1
     metrics = MetricRecord(
@@ -116,18 +132,28 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
             "learning_rate": result.last_learning_rate,
             "seconds": result.seconds,
             "data_seconds": result.data_seconds,
+            DECODE_SECONDS: decode_seconds,
+            ENCODE_SECONDS: encoded.figures.seconds,
         }
     )
-    return RecordDict({PAYLOAD: to_arrays(tensors), CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
+    return RecordDict({PAYLOAD: to_record(encoded.payload), CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
 
 
 def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     worker = SiteWorker(setup)
-    received = checked_tensors(worker.manifest, from_arrays(content.array_records[PAYLOAD]))
     rounds_done = int(_number(config, "round"))
+    received, decode_seconds = _received(content, worker, rounds_done)
     validation = worker.evaluate(received, rounds_done=rounds_done, report=setup.state_folder / "validation.json")
-    return RecordDict({CONFIG: _reply_config(config, setup, validation), METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases)})})
+    metrics = MetricRecord({NUM_EXAMPLES: len(setup.val_cases), DECODE_SECONDS: decode_seconds})
+    return RecordDict({CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
+
+
+def _received(content: RecordDict, worker: SiteWorker, rounds_done: int) -> tuple[dict[str, Tensor], float]:
+    """The state of a message, which comes against the one that this site received for round ``rounds_done``; and the seconds it took."""
+    started = time.perf_counter()
+    payload = from_record(content.array_records[PAYLOAD])
+    return decode(payload, worker.held(rounds_done), worker.manifest), time.perf_counter() - started
 
 
 def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, SiteDice]) -> ConfigRecord:
@@ -142,6 +168,13 @@ def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, 
             "validation": json.dumps(scores),
         }
     )
+
+
+def _wire(config: ConfigRecord) -> Wire:
+    for wire in WIRES:
+        if config["wire"] == wire:
+            return wire
+    raise AgreementBroken(f"wire {config['wire']!r:.40}, this site knows {', '.join(WIRES)}")
 
 
 def _number(config: ConfigRecord, key: str) -> float:

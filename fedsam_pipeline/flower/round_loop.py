@@ -21,17 +21,25 @@ from torch import Tensor
 
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
-from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
+from fedsam_pipeline.federation.codec.coding import Encoded, decode
+from fedsam_pipeline.federation.codec.downlink import Downlink
+from fedsam_pipeline.federation.codec.wires import Wire
+from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import (
     CONFIG,
+    DECODE_SECONDS,
+    ENCODE_SECONDS,
     EVALUATE_FOLD,
     METRICS,
     NUM_EXAMPLES,
     PAYLOAD,
+    REFERENCE_MISSING,
     TRAIN_ROUND,
     from_arrays,
+    from_record,
     message_bytes,
     to_arrays,
+    to_record,
 )
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.training.local_trainer import RunSchedule
@@ -71,6 +79,7 @@ class RoundPlan:
         num_sites: sites that must answer each round.
         class_names: foreground names, in order.
         timeout: seconds to wait for the replies of one round; ``None`` waits for all.
+        wire: how states and updates travel.
     """
 
     run_id: str
@@ -80,6 +89,7 @@ class RoundPlan:
     num_sites: int
     class_names: tuple[str, ...]
     timeout: float | None = None
+    wire: Wire = "fp32"
 
 
 @dataclass
@@ -90,7 +100,27 @@ class SiteReply:
     metrics: dict[str, float]
     validation: dict[str, SiteDice]
     num_bytes: int
+    node: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    bytes_after: int = 0
+    """of the update's payload"""
+    decode_seconds: float = 0.0
+    """that the server took for it"""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What went to one node in one exchange."""
+
+    bytes_after: int
+    """of payloads"""
+    bytes_message: int
+    encode_seconds: float
+
+    def __add__(self, other: "Sent") -> "Sent":
+        return Sent(
+            self.bytes_after + other.bytes_after, self.bytes_message + other.bytes_message, self.encode_seconds + other.encode_seconds
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +140,7 @@ class RoundLoop:
         plan: of the run.
         manifest: what may travel.
         checkpoints: one is written after every round.
+        downlink: what the sites hold; after ``evaluate`` it is the scored model, bit for bit.
         on_round: called with each finished round's record.
         stop: set by another thread to end the run while it waits for sites.
     """
@@ -121,11 +152,12 @@ class RoundLoop:
         plan: RoundPlan,
         manifest: Manifest,
         checkpoints: CheckpointSeries,
+        downlink: Downlink,
         on_round: Callable[[RoundRecord], None],
         stop: threading.Event | None = None,
     ) -> None:
         self._grid, self._strategy, self._plan = grid, strategy, plan
-        self._manifest, self._checkpoints, self._on_round = manifest, checkpoints, on_round
+        self._manifest, self._checkpoints, self._downlink, self._on_round = manifest, checkpoints, downlink, on_round
         self._stop = stop or threading.Event()
 
     def run(self, tensors: dict[str, Tensor], rounds_done: int) -> dict[str, Tensor]:
@@ -137,16 +169,18 @@ class RoundLoop:
         for round_number in range(rounds_done + 1, self._plan.schedule.rounds + 1):
             tensors, record = self._round(tensors, round_number)
             self._on_round(record)
-            self._checkpoints.save(round_number, tensors)  # last: a round without a checkpoint is done again, records and all
+            self._checkpoints.save(
+                round_number, tensors | self._downlink.state()
+            )  # last: a round without a checkpoint is done again, records and all
         return tensors
 
     def evaluate(self, tensors: dict[str, Tensor]) -> tuple[dict[str, SiteDice], dict[str, Any]]:
         """Scores the final model on every site's whole fold: Dice by site, and the bytes it took."""
         started = time.perf_counter()
-        content = RecordDict({PAYLOAD: to_arrays(tensors), CONFIG: self._config(self._plan.schedule.rounds, validate=True)})
-        messages = [Message(content, dst_node_id=node, message_type=EVALUATE_FOLD) for node in sorted(self._grid.get_node_ids())]
-        replies = self._exchange(messages, with_tensors=False)
-        traffic = self._traffic(self._plan.schedule.rounds, messages, replies, "evaluate.fold")
+        config = self._config(self._plan.schedule.rounds, validate=True)
+        configs = dict.fromkeys(sorted(self._grid.get_node_ids()), config)
+        replies, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
+        traffic = self._traffic(self._plan.schedule.rounds, down, replies, EVALUATE_FOLD)
         scores = {site: dice for reply in replies for site, dice in reply.validation.items()}
         return scores, traffic | {"seconds": time.perf_counter() - started}
 
@@ -155,11 +189,12 @@ class RoundLoop:
         plan = self._plan
         validate = plan.val_every > 0 and (round_number - 1) % plan.val_every == 0 and round_number > 1
         config = self._config(round_number, validate=validate)
-        configured = self._strategy.configure_train(round_number, to_arrays(tensors), config, self._grid)
-        messages = [Message(m.content, dst_node_id=m.metadata.dst_node_id, message_type=TRAIN_ROUND) for m in configured]
-        replies = self._exchange(messages, with_tensors=True)
+        encoded = self._downlink.send(tensors)
+        configured = self._strategy.configure_train(round_number, to_arrays(self._downlink.held), config, self._grid)
+        configs = {message.metadata.dst_node_id: message.content.config_records[CONFIG] for message in configured}
+        replies, down = self._exchange(encoded, configs, TRAIN_ROUND)
         aggregated = self._aggregate(round_number, replies)
-        traffic = self._traffic(round_number, messages, replies, TRAIN_ROUND)
+        traffic = self._traffic(round_number, down, replies, TRAIN_ROUND)
         seconds = time.perf_counter() - started
         validation = {site: dice for reply in replies for site, dice in reply.validation.items()}
         progress: dict[str, Any] = {
@@ -189,19 +224,39 @@ class RoundLoop:
                 "learning_rate": schedule.peak_learning_rate,
                 "seed": schedule.seed,
                 "validate": validate,
+                "wire": self._plan.wire,
             }
         )
 
-    def _exchange(self, messages: list[Message], *, with_tensors: bool) -> list[SiteReply]:
-        """Sends, waits, checks; replies come back sorted by site."""
-        sent = messages[0].content.config_records[CONFIG]
-        replies = [self._checked(message, sent, with_tensors) for message in self._send_and_receive(messages)]
+    def _exchange(self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str) -> tuple[list[SiteReply], dict[int, Sent]]:
+        """Sends, waits, checks; replies come back sorted by site, with what went to every node.
+
+        A node that does not hold the payload's reference (a joiner, or one whose disk was lost) says so and gets the full state at once.
+        """
+        arrived, down = self._deliver(encoded, configs, kind)
+        lacking = {message.metadata.src_node_id for message in arrived if _lacks_reference(message)} & set(configs)
+        if lacking:
+            log.info("%d of %d sites get the full state", len(lacking), len(configs))
+            again, more = self._deliver(self._downlink.full(), {node: configs[node] for node in sorted(lacking)}, kind)
+            arrived = [message for message in arrived if message.metadata.src_node_id not in lacking] + again
+            down |= {node: down[node] + sent for node, sent in more.items()}
+        sent_config = next(iter(configs.values()))
+        replies = [self._checked(message, sent_config, with_tensors=kind == TRAIN_ROUND) for message in arrived]
         missing = self._plan.num_sites - len(replies)
         if missing > 0:
             raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
         if len({reply.site for reply in replies}) != len(replies):
             raise SiteFailed("two nodes answer for the same site")
-        return sorted(replies, key=lambda reply: reply.site)
+        return sorted(replies, key=lambda reply: reply.site), down
+
+    def _deliver(self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str) -> tuple[list[Message], dict[int, Sent]]:
+        record = to_record(encoded.payload)
+        contents = {node: RecordDict({PAYLOAD: record, CONFIG: config}) for node, config in configs.items()}
+        messages = [Message(content, dst_node_id=node, message_type=kind) for node, content in contents.items()]
+        down = {
+            node: Sent(encoded.figures.bytes_after, message_bytes(content), encoded.figures.seconds) for node, content in contents.items()
+        }
+        return self._send_and_receive(messages), down
 
     def _send_and_receive(self, messages: list[Message]) -> list[Message]:
         """Like the grid's own method, but ends at the timeout of the plan, and at once when the run is stopped."""
@@ -216,15 +271,16 @@ class RoundLoop:
                 raise RunStopped("the run was stopped while sites were computing")
         return received
 
-    def _checked(self, message: Message, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
+    def _checked(self, message: Message, sent: ConfigRecord, *, with_tensors: bool) -> SiteReply:
         if message.has_error():
             raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
         try:
-            return self._parsed(message.content, sent, with_tensors)
+            return self._parsed(message, sent, with_tensors)
         except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, an array that cannot be read
             raise SiteFailed(f"a reply cannot be read ({type(error).__name__})") from error
 
-    def _parsed(self, content: RecordDict, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
+    def _parsed(self, message: Message, sent: ConfigRecord, with_tensors: bool) -> SiteReply:
+        content = message.content
         config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
         site = str(config["site"])
         if "failure" in config:
@@ -232,14 +288,19 @@ class RoundLoop:
             raise SiteFailed(f"{site} reports {code}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log", code)
         if any(config[key] != sent[key] for key in ANSWERED_KEYS):
             raise SiteFailed(f"{site} answers for another run or round")
-        reply = SiteReply(site, _floats(site, metrics), self._validation(site, config), message_bytes(content))
+        node = message.metadata.src_node_id
+        reply = SiteReply(site, _floats(site, metrics), self._validation(site, config), message_bytes(content), node)
         if with_tensors:
-            if reply.metrics[NUM_EXAMPLES] < 1 or not set(REPLY_KEYS) <= set(reply.metrics):
-                raise SiteFailed(f"{site} sends no examples, or lacks one of {', '.join(REPLY_KEYS)}")
+            needed = (*REPLY_KEYS, ENCODE_SECONDS)
+            if reply.metrics[NUM_EXAMPLES] < 1 or not set(needed) <= set(reply.metrics):
+                raise SiteFailed(f"{site} sends no examples, or lacks one of {', '.join(needed)}")
+            started = time.perf_counter()
             try:
-                reply.tensors = checked_tensors(self._manifest, from_arrays(content.array_records[PAYLOAD]))
+                payload = from_record(content.array_records[PAYLOAD])
+                reply.tensors = decode(payload, self._downlink.held, self._manifest)
             except UpdateRefused as error:
                 raise SiteFailed(f"the update of {site} was refused: {error}") from error
+            reply.bytes_after, reply.decode_seconds = len(payload), time.perf_counter() - started
         return reply
 
     def _validation(self, site: str, config: ConfigRecord) -> dict[str, SiteDice]:
@@ -266,21 +327,28 @@ class RoundLoop:
             raise SiteFailed("the strategy gave no aggregate")
         return {name: torch.from_numpy(np.asarray(array, dtype=np.float32).copy()) for name, array in from_arrays(arrays).items()}
 
-    def _traffic(self, round_number: int, messages: list[Message], replies: list[SiteReply], kind: str) -> dict[str, Any]:
-        down = [message_bytes(message.content) for message in messages]
-        payload = sum(4 * entry.num_elements for entry in self._manifest.federated)
-        size = sum(down) // max(1, len(down))  # every site gets the same message
+    def _traffic(self, round_number: int, down: dict[int, Sent], replies: list[SiteReply], kind: str) -> dict[str, Any]:
         count = len(self._manifest.federated)
+        before = 4 * self._manifest.federated_parameters
         return {
             "round": round_number,
             "message": kind,
+            "wire": self._plan.wire,
             "sites": {
                 reply.site: {
-                    "down": {"tensors": count, "bytes_payload": payload, "bytes_message": size},
+                    "down": {
+                        "tensors": count,
+                        "bytes_payload_before": before,
+                        "bytes_payload_after": down[reply.node].bytes_after,
+                        "bytes_message": down[reply.node].bytes_message,
+                        "codec_seconds": down[reply.node].encode_seconds + reply.metrics.get(DECODE_SECONDS, 0.0),
+                    },
                     "up": {
                         "tensors": len(reply.tensors),
-                        "bytes_payload": payload if reply.tensors else 0,
+                        "bytes_payload_before": before if reply.tensors else 0,
+                        "bytes_payload_after": reply.bytes_after,
                         "bytes_message": reply.num_bytes,
+                        "codec_seconds": reply.metrics.get(ENCODE_SECONDS, 0.0) + reply.decode_seconds,
                     },
                 }
                 for reply in replies
@@ -307,6 +375,10 @@ def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:
     if not all(np.isfinite(value) for value in values.values()) or not 0 <= values.get(NUM_EXAMPLES, -1) <= MAX_EXAMPLES:
         raise SiteFailed(f"{site} sends numbers that cannot be: a metric is not finite, or {NUM_EXAMPLES} is not a count")
     return values
+
+
+def _lacks_reference(message: Message) -> bool:
+    return not message.has_error() and message.content.config_records.get(CONFIG, {}).get("failure") == REFERENCE_MISSING
 
 
 def _finite(value: float) -> float | None:

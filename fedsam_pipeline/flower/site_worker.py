@@ -14,6 +14,8 @@ from fedsam_pipeline.dataset.label_scheme import IGNORE
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.codec.coding import Encoded, encode
+from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
@@ -26,7 +28,8 @@ from fedsam_pipeline.training.local_trainer import LocalTrainer, RoundResult, Ru
 from fedsam_pipeline.training.slab_loader import SlabLoader
 
 log = logging.getLogger(__name__)
-_LOCAL_PREFIX = "local/"
+_LOCAL_PREFIX, _HELD_PREFIX, _RESIDUAL_PREFIX = "local/", "held/", "residual/"
+"""In a site's state, beside the optimizer's moments: tensors that never travel, the state the round started from, what its update lost"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class SiteSetup:
         train_cases, val_cases: of the fold.
         owner: case to the site that the case is reported under (centralized training holds the cases of several).
         model: plan, recipe and base weights.
-        state_folder: its optimizer moments, local tensors and logs.
+        state_folder: its optimizer moments, local tensors, the last state it received, what its last update lost, and logs.
         device: name of the device.
         num_threads: CPU threads it may use.
         execution_file: where this machine keeps how it carries out a step.
@@ -64,17 +67,18 @@ class SiteSetup:
     annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-_models: dict[tuple[str, ...], AdaptedModel] = {}
+_models: dict[tuple[str, ...], tuple[AdaptedModel, dict[str, Tensor]]] = {}
+"""The model of this process, and its trained tensors at round 0"""
 
 
-def worker_model(setup: SiteSetup) -> AdaptedModel:
-    """The model of this process, built once however many rounds and sites it serves."""
+def worker_model(setup: SiteSetup) -> tuple[AdaptedModel, dict[str, Tensor]]:
+    """The model of this process, built once however many rounds and sites it serves, and a copy of its trained tensors at round 0."""
     key = (*setup.model.agreement().values(), setup.device)
     if key not in _models:
         _models.clear()
         adapted = setup.model.build()
         adapted.model.to(setup.device)
-        _models[key] = adapted
+        _models[key] = adapted, {name: tensor.cpu().clone() for name, tensor in adapted.trained_tensors().items()}
         log.info("built %s", setup.model.plans.base_model)
     return _models[key]
 
@@ -84,7 +88,7 @@ class SiteWorker:
 
     def __init__(self, setup: SiteSetup) -> None:
         self._setup = setup
-        self._adapted = worker_model(setup)
+        self._adapted, self._initial = worker_model(setup)
         self._store = CaseStore(setup.store_folder)
         self._states = CheckpointSeries(setup.state_folder, "state_r")
 
@@ -93,13 +97,21 @@ class SiteWorker:
         """Of the tensors that train and travel."""
         return self._adapted.manifest
 
-    def train(self, received: dict[str, Tensor], schedule: RunSchedule, round_number: int) -> tuple[dict[str, Tensor], RoundResult]:
+    def held(self, after_round: int) -> dict[str, Tensor]:
+        """The federated state that this site received for a round, against which the next one comes; without it that of round 0."""
+        if after_round in self._states.rounds():
+            return _without_prefix(self._states.load(after_round), _HELD_PREFIX)
+        return {entry.name: self._initial[entry.name] for entry in self.manifest.federated}
+
+    def train(
+        self, received: dict[str, Tensor], schedule: RunSchedule, round_number: int, wire: Wire = "fp32"
+    ) -> tuple[Encoded, RoundResult]:
         """Trains one round from the received tensors.
 
-        Moments and local tensors are those of the round before. A site without any state starts fresh (round 1, or a late joiner).
+        Moments, local tensors and residual are those of the round before. A site without any state starts fresh (round 1, a late joiner).
 
         Returns:
-            The federated tensors after the round, and what the round gave.
+            The federated tensors after the round as a payload against the received ones, and what the round gave.
         """
         setup = self._setup
         annotated = {case: setup.annotated[site] for case in setup.train_cases if (site := setup.owner[case]) in setup.annotated}
@@ -116,13 +128,17 @@ class SiteWorker:
         )
         state = self._state_before(round_number)
         self._adapted.load_tensors(received | _without_prefix(state, _LOCAL_PREFIX))
-        trainer.load_optimizer_state({name: tensor for name, tensor in state.items() if not name.startswith(_LOCAL_PREFIX)})
+        trainer.load_optimizer_state(state)
         result = trainer.train_round(schedule, round_number=round_number, site=setup.site)
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._adapted.trained_tensors().items()}
         travelling = {entry.name for entry in self.manifest.federated}
         local = {f"{_LOCAL_PREFIX}{name}": tensor for name, tensor in tensors.items() if name not in travelling}
-        self._states.save(round_number, trainer.optimizer_state() | local)
-        return {name: tensors[name] for name in sorted(travelling)}, result
+        update = {name: tensors[name] for name in sorted(travelling)}
+        encoded = encode(update, received, wire, _without_prefix(state, _RESIDUAL_PREFIX))
+        coded = {f"{_HELD_PREFIX}{name}": tensor for name, tensor in received.items()}
+        coded |= {f"{_RESIDUAL_PREFIX}{name}": tensor for name, tensor in encoded.residual.items()}
+        self._states.save(round_number, trainer.optimizer_state() | local | coded)
+        return encoded, result
 
     def _execution(self) -> Execution:
         """How this machine carries out a step: as it did before, or as a probe step finds now, which is written down."""
@@ -150,12 +166,8 @@ class SiteWorker:
         return self._states.load(round_number - 1)
 
     def _initial_local(self) -> dict[str, Tensor]:
-        """Local tensors at round 0, kept once so that a worker's model, used by other sites in between, cannot leak into this one."""
-        local = [entry.name for entry in self.manifest.tensors if entry.travels == "none"]
-        if not local:
-            return {}
-        fresh = self._setup.model.build()
-        return {f"{_LOCAL_PREFIX}{name}": fresh.trained_tensors()[name].clone() for name in local}
+        """Local tensors at round 0: the worker's model may have served other sites in between and must not leak into this one."""
+        return {f"{_LOCAL_PREFIX}{entry.name}": self._initial[entry.name] for entry in self.manifest.tensors if entry.travels == "none"}
 
     def evaluate(
         self,

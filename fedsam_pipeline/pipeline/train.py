@@ -18,6 +18,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, SiteFailed, fedavg
 from fedsam_pipeline.flower.simulation import Grid, simulate
@@ -163,6 +164,7 @@ class TrainingRun:
             "sites": [site.site for site in setup.sites],
             "cases_sha256": sha256_of([_cases_of(site) for site in setup.sites]),
             **setup.model.agreement(),
+            "wire": setup.wire,
             **asdict(setup.schedule),
         }
 
@@ -225,10 +227,11 @@ class TrainingRun:
     def _serve(self, grid: Grid, stop: threading.Event) -> None:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
+        downlink = Downlink(setup.wire, tensors)
         known = self._checkpoints.rounds()
         if known:
             rounds_done = known[-1]
-            tensors = self._checkpoints.load(rounds_done)
+            downlink, tensors = Downlink.restored(setup.wire, self._checkpoints.load(rounds_done))
             log.info("continuing after round %d", rounds_done)
         self._forget_after(rounds_done)
         plan = RoundPlan(
@@ -238,12 +241,14 @@ class TrainingRun:
             agreement=setup.model.agreement(),
             num_sites=len(setup.sites),
             class_names=self._names,
+            wire=setup.wire,
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
-            loop = RoundLoop(grid, fedavg(len(setup.sites)), plan, self._manifest, self._checkpoints, self._record(bar), stop)
+            strategy = fedavg(len(setup.sites))
+            loop = RoundLoop(grid, strategy, plan, self._manifest, self._checkpoints, downlink, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
             scores, traffic = loop.evaluate(tensors)
-        self._finish(tensors, scores, traffic)
+        self._finish(downlink.held, scores, traffic)  # what was scored, as the sites hold it
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:

@@ -10,6 +10,7 @@ from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
@@ -47,6 +48,7 @@ class TrainRequest:
     gpu_memory_target: float | None = None
     """GiB"""
     random_encoder: bool = False
+    wire: Wire = "fp32"
     resume: bool = False
     overwrite: bool = False
 
@@ -63,6 +65,7 @@ class RunSetup:
     protocol: Protocol
     model: ModelSetup
     dataset: Mapping[str, Any]
+    wire: Wire
 
 
 def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list[RunSetup]:
@@ -131,7 +134,8 @@ def _run_setup(
     request: TrainRequest,
     dataset: Mapping[str, Any],
 ) -> RunSetup:
-    fold = folder / f"{name}__{model.recipe.aggregation.strategy}__seed{request.seed}" / f"fold_{request.fold}"
+    wire = "" if request.wire == "fp32" else f"-{request.wire}"
+    fold = folder / f"{name}__{model.recipe.aggregation.strategy}{wire}__seed{request.seed}" / f"fold_{request.fold}"
     workers = request.workers or min(len(members), usable_cores())
     sites = tuple(
         SiteSetup(
@@ -152,7 +156,7 @@ def _run_setup(
         for site, cases in members.items()
     )
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
-    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset)
+    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, request.wire)
 
 
 def _annotated(dataset: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:

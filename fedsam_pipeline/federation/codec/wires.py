@@ -74,6 +74,11 @@ def from_bytes(wire: Wire, body: bytes, references: list[Floats]) -> list[Floats
         body: exactly ``body_size`` bytes.
         references: of the same shapes as at the sender.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _from_bytes(wire, body, references)
+
+
+def _from_bytes(wire: Wire, body: bytes, references: list[Floats]) -> list[Floats]:
     shapes = [reference.shape for reference in references]
     count = sum(map(_count, shapes))
     raw = np.frombuffer(body, np.uint8)
