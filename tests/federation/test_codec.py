@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -173,10 +174,8 @@ def test_no_byte_can_be_changed_or_cut(wire: Wire) -> None:
     honest = bits(decode(payload, REFERENCE, MANIFEST))
     for position in range(len(payload)):
         changed = payload[:position] + bytes([payload[position] ^ 0x10]) + payload[position + 1 :]
-        try:  # a few bits of a zlib stream say nothing about its content
+        with suppress(UpdateRefused):  # a few bits of a zlib stream say nothing about its content
             assert bits(decode(changed, REFERENCE, MANIFEST)) == honest
-        except UpdateRefused:
-            pass
         with pytest.raises(UpdateRefused):
             decode(payload[:position], REFERENCE, MANIFEST)
     with pytest.raises(UpdateRefused, match="something follows"):
@@ -267,7 +266,7 @@ def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_headers_of_another_make_are_refused(change: dict[str, Any]) -> None:
     head = zlib.compress(json.dumps(json.loads(header().model_dump_json()) | change).encode())
-    with pytest.raises(UpdateRefused, match="the payload's header has 1 faults|header has 2 faults"):
+    with pytest.raises(UpdateRefused, match=r"the payload's header has [12] faults"):
         decode(b"FSC1" + struct.pack(">I", len(head)) + head + zlib.compress(bytes(52)), REFERENCE, MANIFEST)
 
 

@@ -77,13 +77,13 @@ def encode(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
     references = [np.zeros_like(value) for value in values] if reference is None else [_array(reference[name]) for name in names]
     targets = [value.astype(np.float64) for value in values]
     if residual:
-        targets = [target + _array(residual[name]) for name, target in zip(names, targets, strict=True)]
+        targets = [np.asarray(target + _array(residual[name])) for name, target in zip(names, targets, strict=True)]
     body = to_bytes(wire, targets, references)
     if wire == "fp32":
         arrays, lost = values, {}
     else:
         arrays = from_bytes(wire, body, references)
-        lost = {name: _tensor((t - a).astype(np.float32)) for name, t, a in zip(names, targets, arrays, strict=True)}
+        lost = {name: _tensor(t - a) for name, t, a in zip(names, targets, arrays, strict=True)}
     header = Header(
         wire=wire,
         reference=None if reference is None else state_digest(reference),
@@ -135,5 +135,5 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _tensor(array: NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(array.copy())
+def _tensor(array: NDArray[np.float32] | NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.array(array, np.float32))

@@ -109,7 +109,8 @@ def _split(values: NDArray[T], shapes: list[tuple[int, ...]]) -> list[NDArray[T]
 
 
 def _sum(reference: Floats, difference: Doubles) -> Floats:
-    return np.clip(reference.astype(np.float64) + difference, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
+    total = np.clip(reference.astype(np.float64) + difference, -_FLOAT32_MAX, _FLOAT32_MAX)
+    return np.asarray(total, np.float32)  # numpy makes scalars of arrays without axes
 
 
 def _ordered(bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
