@@ -378,7 +378,9 @@ def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:
 
 
 def _lacks_reference(message: Message) -> bool:
-    return not message.has_error() and message.content.config_records.get(CONFIG, {}).get("failure") == REFERENCE_MISSING
+    if message.has_error() or CONFIG not in message.content.config_records:
+        return False
+    return message.content.config_records[CONFIG].get("failure") == REFERENCE_MISSING
 
 
 def _finite(value: float) -> float | None:

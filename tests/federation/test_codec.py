@@ -81,7 +81,7 @@ def rows_of(array: np.ndarray) -> np.ndarray:
     """As the documentation says: the first axis, or, of a tall matrix, its columns."""
     if array.ndim < 2:
         return array.reshape(1, array.size)
-    matrix = array.reshape(array.shape[0], int(np.prod(array.shape[1:])))
+    matrix: np.ndarray = array.reshape(array.shape[0], int(np.prod(array.shape[1:])))
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
@@ -119,7 +119,8 @@ def test_fp16_is_within_its_bound(exchange: tuple[State, State, State]) -> None:
 def test_what_is_lost_arrives_later(wire: Wire) -> None:
     """Error feedback: after many rounds the receiver's sum of steps is the sender's, but for what the last payload lost."""
     generator = torch.Generator().manual_seed(0)
-    held, residual = {"a": torch.zeros(5, 7)}, {}
+    held: State = {"a": torch.zeros(5, 7)}
+    residual: State = {}
     meant = torch.zeros(5, 7, dtype=torch.float64)
     for _ in range(50):
         step = torch.randn(5, 7, generator=generator) * torch.logspace(-4, 0, 7)
