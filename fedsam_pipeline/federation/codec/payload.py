@@ -6,8 +6,8 @@
               "tensors": [["name", [rows, columns]], ...]}
     ...       the body, deflated: the planes of ``wires.py``
 
-Zlib rather than Zstandard: on bit planes it comes out 5 to 9 % below Zstandard on plain whole numbers (benchmarks/codec.py), it is part of
-Python, and its decoder takes a bound on what it writes.
+Zlib rather than Zstandard: on bit planes it comes out 4 to 8 % below Zstandard on plain whole numbers, and level with Zstandard on bit
+planes (benchmarks/codec.py); it is part of Python, and its decoder takes a bound on what it writes.
 """
 
 import hashlib
