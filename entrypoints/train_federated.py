@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command, setting
+from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.flower.strategy_settings import STRATEGIES
 from fedsam_pipeline.paths import choose_dataset, data_folders
@@ -62,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a setting of the strategy or LoRA method, such as proximal_mu=0.1; may be repeated",
     )
+    parser.add_argument(
+        "--wire",
+        choices=WIRES,
+        default="fp32",
+        help="how states and updates travel, as differences: exactly (fp32), in half the bytes (fp16), or in about a fifth (int8)",
+    )
     parser.add_argument("--seed", type=not_negative_int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
     parser.add_argument(
@@ -115,6 +122,7 @@ def _body(arguments: argparse.Namespace) -> None:
         lora_method=arguments.lora_method,
         weighting=arguments.weighting,
         strategy_options=dict(arguments.strategy_option),
+        wire=arguments.wire,
         random_encoder=arguments.random_encoder,
         init=arguments.init,
         resume=arguments.c,

@@ -15,17 +15,24 @@ from flwr.clientapp import ClientApp
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.summary import SiteDice
+from fedsam_pipeline.federation.codec.coding import ReferenceMissing
+from fedsam_pipeline.federation.codec.wires import WIRES, Wire
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import (
     CONFIG,
+    DECODE_SECONDS,
+    ENCODE_SECONDS,
+    FOLDED,
     METRICS,
     NUM_EXAMPLES,
     PAYLOAD,
     PROXIMAL_MU,
+    REFERENCE_MISSING,
     VALIDATION,
     VALIDATION_SHARED,
     from_arrays,
-    to_arrays,
+    from_record,
+    to_record,
 )
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
 from fedsam_pipeline.logs import log_file
@@ -45,6 +52,7 @@ class AgreementBroken(ValueError):
 
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (AgreementBroken, "agreement_broken"),
+    (ReferenceMissing, REFERENCE_MISSING),
     (UpdateRefused, "update_refused"),
     (StateMissing, "state_missing"),
     (TrainingDiverged, "training_diverged"),
@@ -107,8 +115,9 @@ def _checked_config(content: RecordDict, setup: SiteSetup) -> ConfigRecord:
 def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     round_number = int(_number(config, "round"))
+    wire = _wire(config)
     worker = SiteWorker(setup)
-    worker.receive(from_arrays(content.array_records[PAYLOAD]))
+    decode_seconds = _receive(content, worker, rounds_done=round_number - 1)
     validation = worker.evaluate(rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
     schedule = RunSchedule(
         rounds=int(_number(config, "rounds")),
@@ -116,7 +125,8 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
         peak_learning_rate=_number(config, "learning_rate"),
         seed=int(_number(config, "seed")),
     )
-    tensors, result = worker.train(schedule, round_number, proximal_mu=_number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0)
+    proximal_mu = _number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0
+    encoded, result = worker.train(schedule, round_number, wire=wire, proximal_mu=proximal_mu)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
     metrics = MetricRecord(
         {
@@ -125,23 +135,32 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
             "learning_rate": result.last_learning_rate,
             "seconds": result.seconds,
             "data_seconds": result.data_seconds,
+            DECODE_SECONDS: decode_seconds,
+            ENCODE_SECONDS: encoded.figures.seconds,
         }
     )
-    return RecordDict({PAYLOAD: to_arrays(tensors), CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
+    return RecordDict({PAYLOAD: to_record(encoded.payload), CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
 
 
 def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     worker = SiteWorker(setup)
-    worker.receive(from_arrays(content.array_records[PAYLOAD]))
     rounds_done = int(_number(config, "round"))
+    decode_seconds = _receive(content, worker, rounds_done)
     validation = worker.evaluate(rounds_done=rounds_done, report=setup.state_folder / "validation.json")
     reply = _reply_config(config, setup, validation)
     if worker.manifest.personal:
         worker.write_personal_bundle(rounds_done=rounds_done)
         shared = worker.evaluate(rounds_done=rounds_done, personal=False, report=setup.state_folder / "validation_shared.json")
         reply[VALIDATION_SHARED] = _scores(shared, setup)
-    return RecordDict({CONFIG: reply, METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases)})})
+    return RecordDict({CONFIG: reply, METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases), DECODE_SECONDS: decode_seconds})})
+
+
+def _receive(content: RecordDict, worker: SiteWorker, rounds_done: int) -> float:
+    """Takes in the state of a message, which comes against the one that this site received for round ``rounds_done``; seconds it took."""
+    folded = content.array_records.get(FOLDED)
+    payload = from_record(content.array_records[PAYLOAD])
+    return worker.receive(payload, {} if folded is None else from_arrays(folded), rounds_done=rounds_done)
 
 
 def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, SiteDice]) -> ConfigRecord:
@@ -159,6 +178,13 @@ def _reply_config(config: ConfigRecord, setup: SiteSetup, validation: dict[str, 
 def _scores(validation: dict[str, SiteDice], setup: SiteSetup) -> str:
     names = tuple(setup.labels.scored)
     return json.dumps({site: dice.to_dict(names) for site, dice in validation.items()})
+
+
+def _wire(config: ConfigRecord) -> Wire:
+    for wire in WIRES:
+        if config["wire"] == wire:
+            return wire
+    raise AgreementBroken(f"wire {config['wire']!r:.40}, this site knows {', '.join(WIRES)}")
 
 
 def _number(config: ConfigRecord, key: str) -> float:

@@ -9,30 +9,38 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
-from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
+from fedsam_pipeline.federation.codec.coding import Encoded, decode
+from fedsam_pipeline.federation.codec.downlink import Downlink
+from fedsam_pipeline.federation.codec.wires import Wire
+from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import (
     CONFIG,
+    DECODE_SECONDS,
+    ENCODE_SECONDS,
     EVALUATE_FOLD,
+    FOLDED,
     METRICS,
     NUM_EXAMPLES,
     PAYLOAD,
+    REFERENCE_MISSING,
     TRAIN_ROUND,
     VALIDATION,
     VALIDATION_SHARED,
-    from_arrays,
+    from_record,
     message_bytes,
     to_arrays,
+    to_record,
 )
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.training.local_trainer import RunSchedule
@@ -72,6 +80,7 @@ class RoundPlan:
         num_sites: sites that must answer each round.
         class_names: of what is scored, in order: the regions, or else the foreground classes.
         timeout: seconds to wait for the replies of one round; ``None`` waits for all.
+        wire: how states and updates travel.
     """
 
     run_id: str
@@ -81,6 +90,7 @@ class RoundPlan:
     num_sites: int
     class_names: tuple[str, ...]
     timeout: float | None = None
+    wire: Wire = "fp32"
 
 
 @dataclass
@@ -92,8 +102,32 @@ class SiteReply:
     validation: dict[str, SiteDice]
     validation_shared: dict[str, SiteDice]
     num_bytes: int
+    node: int
     num_tensors: int = 0
-    payload_bytes: int = 0
+    bytes_after: int = 0
+    """of the update's payload"""
+    decode_seconds: float = 0.0
+    """that the server took for it"""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What went to one node in one exchange.
+
+    Attributes:
+        bytes_folded: of FedEx-LoRA's residuals, which travel as they are.
+        bytes_after: of the payloads.
+        bytes_message: of the messages.
+        encode_seconds: that the server took for the payloads.
+    """
+
+    bytes_folded: int = 0
+    bytes_after: int = 0
+    bytes_message: int = 0
+    encode_seconds: float = 0.0
+
+    def __add__(self, other: "Sent") -> "Sent":
+        return Sent(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -128,6 +162,7 @@ class RoundLoop:
         plan: of the run.
         manifest: what may travel.
         checkpoints: one is written after every round.
+        downlink: what the sites hold; after ``evaluate`` it is the scored model, bit for bit.
         on_round: called with each finished round's record.
         stop: set by another thread to end the run while it waits for sites.
     """
@@ -139,11 +174,12 @@ class RoundLoop:
         plan: RoundPlan,
         manifest: Manifest,
         checkpoints: CheckpointSeries,
+        downlink: Downlink,
         on_round: Callable[[RoundRecord], None],
         stop: threading.Event | None = None,
     ) -> None:
         self._grid, self._aggregator, self._plan = grid, aggregator, plan
-        self._manifest, self._checkpoints, self._on_round = manifest, checkpoints, on_round
+        self._manifest, self._checkpoints, self._downlink, self._on_round = manifest, checkpoints, downlink, on_round
         self._stop = stop or threading.Event()
 
     def run(self, tensors: dict[str, Tensor], rounds_done: int) -> dict[str, Tensor]:
@@ -156,17 +192,16 @@ class RoundLoop:
             tensors, record = self._round(tensors, round_number)
             self._on_round(record)
             # last: a round without a checkpoint is done again, records and all
-            self._checkpoints.save(round_number, tensors | self._aggregator.state())
+            self._checkpoints.save(round_number, tensors | self._aggregator.state() | self._downlink.state())
         return tensors
 
     def evaluate(self, tensors: dict[str, Tensor]) -> FinalScores:
         """Scores the final model on every site's whole fold."""
         started = time.perf_counter()
-        sent = tensors | self._aggregator.residuals
-        content = RecordDict({PAYLOAD: to_arrays(sent), CONFIG: self._config(self._plan.schedule.rounds, validate=True)})
-        messages = [Message(content, dst_node_id=node, message_type=EVALUATE_FOLD) for node in sorted(self._grid.get_node_ids())]
-        replies, _ = self._exchange(messages, with_tensors=False)
-        traffic = self._traffic(self._plan.schedule.rounds, messages, replies, "evaluate.fold")
+        config = self._config(self._plan.schedule.rounds, validate=True)
+        configs = dict.fromkeys(sorted(self._grid.get_node_ids()), config)
+        replies, _, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
+        traffic = self._traffic(self._plan.schedule.rounds, down, replies, EVALUATE_FOLD)
         own = {site: dice for reply in replies for site, dice in reply.validation.items()}
         shared = {site: dice for reply in replies for site, dice in reply.validation_shared.items()}
         personal = bool(self._manifest.personal)
@@ -177,11 +212,12 @@ class RoundLoop:
         plan = self._plan
         validate = plan.val_every > 0 and (round_number - 1) % plan.val_every == 0 and round_number > 1
         config = self._config(round_number, validate=validate)
-        configured = self._aggregator.configure(round_number, tensors, config, self._grid)
-        messages = [Message(m.content, dst_node_id=m.metadata.dst_node_id, message_type=TRAIN_ROUND) for m in configured]
-        replies, refused = self._exchange(messages, with_tensors=True)
+        encoded = self._downlink.send(tensors)
+        configured = self._aggregator.configure(round_number, self._downlink.held, config, self._grid)
+        configs = {message.metadata.dst_node_id: message.content.config_records[CONFIG] for message in configured}
+        replies, refused, down = self._exchange(encoded, configs, TRAIN_ROUND)
         aggregated = self._aggregator.result()
-        traffic = self._traffic(round_number, messages, replies, TRAIN_ROUND)
+        traffic = self._traffic(round_number, down, replies, TRAIN_ROUND)
         seconds = time.perf_counter() - started
         validation = {site: dice for reply in replies for site, dice in reply.validation.items()}
         self._aggregator.scored({reply.site: combine_sites(reply.validation).dice for reply in replies if reply.validation})
@@ -213,50 +249,82 @@ class RoundLoop:
                 "learning_rate": schedule.peak_learning_rate,
                 "seed": schedule.seed,
                 "validate": validate,
+                "wire": self._plan.wire,
             }
         )
 
-    def _exchange(self, messages: list[Message], *, with_tensors: bool) -> tuple[list[SiteReply], dict[str, str]]:
+    def _exchange(
+        self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str
+    ) -> tuple[list[SiteReply], dict[str, str], dict[int, Sent]]:
         """Sends, waits, checks; an update goes to the aggregator as it arrives and is dropped.
 
+        A node that does not hold the payload's reference (a joiner, or one whose disk was lost) says so and gets the full state at once.
+
         Returns:
-            The replies sorted by site, and the sites whose update was refused, with the reason: the round goes on without them.
+            The replies sorted by site; the sites whose update was refused, with the reason (the round goes on without them); what went to
+            every node.
         """
-        sent = messages[0].content.config_records[CONFIG]
+        sent = next(iter(configs.values()))
+        down = dict.fromkeys(configs, Sent())
         replies: list[SiteReply] = []
         refused: dict[str, str] = {}
-        for message in self._arriving(messages):
-            reply = self._checked(message, sent)
-            if reply.site in {other.site for other in replies} | refused.keys():
-                raise SiteFailed("two nodes answer for the same site")
-            if with_tensors:
-                try:
-                    self._take(reply, message.content)
-                except UpdateRefused as error:
-                    log.warning("the update of %s was refused, the round goes on without it: %s", reply.site, error)
-                    refused[reply.site] = str(error)
-                    continue
-            replies.append(reply)
+        lacking: set[int] = set()
+        for message in self._arriving(encoded, configs, kind, down):
+            if _lacks_reference(message):
+                lacking.add(message.metadata.src_node_id)
+            else:
+                self._collect(message, sent, kind, replies, refused)
+        if lacking:
+            log.info("%d of %d sites get the full state", len(lacking), len(configs))
+            again = {node: config for node, config in configs.items() if node in lacking}
+            for message in self._arriving(self._downlink.full(), again, kind, down):
+                self._collect(message, sent, kind, replies, refused)
         missing = self._plan.num_sites - len(replies) - len(refused)
         if missing > 0:
             raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
         if not replies:
             raise SiteFailed(f"every update was refused; {next(iter(refused))}: {next(iter(refused.values()))}")
-        return sorted(replies, key=lambda reply: reply.site), refused
+        return sorted(replies, key=lambda reply: reply.site), refused, down
+
+    def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply], refused: dict[str, str]) -> None:
+        """Checks one answer and adds it to the replies, or its site to the refused."""
+        reply = self._checked(message, sent)
+        if reply.site in {other.site for other in replies} | refused.keys():
+            raise SiteFailed("two nodes answer for the same site")
+        if kind == TRAIN_ROUND:
+            try:
+                self._take(reply, message.content)
+            except UpdateRefused as error:
+                log.warning("the update of %s was refused, the round goes on without it: %s", reply.site, error)
+                refused[reply.site] = str(error)
+                return
+        replies.append(reply)
 
     def _take(self, reply: SiteReply, content: RecordDict) -> None:
-        """Checks an update and hands it on."""
-        if reply.metrics[NUM_EXAMPLES] < 1 or not set(REPLY_KEYS) <= set(reply.metrics):
-            raise SiteFailed(f"{reply.site} sends no examples, or lacks one of {', '.join(REPLY_KEYS)}")
+        """Decodes and checks an update and hands it on."""
+        needed = (*REPLY_KEYS, ENCODE_SECONDS)
+        if reply.metrics[NUM_EXAMPLES] < 1 or not set(needed) <= set(reply.metrics):
+            raise SiteFailed(f"{reply.site} sends no examples, or lacks one of {', '.join(needed)}")
         if PAYLOAD not in content.array_records:
             raise SiteFailed(f"a reply of {reply.site} cannot be read: no {PAYLOAD}")
-        arrays = from_arrays(content.array_records[PAYLOAD])
-        tensors = checked_tensors(self._manifest, arrays)
+        started = time.perf_counter()
+        payload = from_record(content.array_records[PAYLOAD])
+        tensors = decode(payload, self._downlink.held, self._manifest)
+        reply.bytes_after, reply.decode_seconds = len(payload), time.perf_counter() - started
+        reply.num_tensors = len(tensors)
         self._aggregator.add(reply.site, tensors, int(reply.metrics[NUM_EXAMPLES]))
-        reply.num_tensors, reply.payload_bytes = len(tensors), sum(array.nbytes for array in arrays.values())
 
-    def _arriving(self, messages: list[Message]) -> Iterator[Message]:
+    def _arriving(self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str, down: dict[int, Sent]) -> Iterator[Message]:
         """Sends and yields the answers as they come; ends at the timeout of the plan, and at once when the run is stopped."""
+        records: dict[str, ArrayRecord] = {PAYLOAD: to_record(encoded.payload)}
+        if residuals := self._aggregator.residuals:
+            records[FOLDED] = to_arrays(residuals)
+        folded = sum(4 * tensor.numel() for tensor in residuals.values())
+        messages = []
+        for node, config in configs.items():
+            content = RecordDict({**records, CONFIG: config})
+            messages.append(Message(content, dst_node_id=node, message_type=kind))
+            down[node] += Sent(folded, encoded.figures.bytes_after, message_bytes(content), encoded.figures.seconds)
         waiting = set(self._grid.push_messages(messages))
         deadline = None if self._plan.timeout is None else time.monotonic() + self._plan.timeout
         while waiting and (deadline is None or time.monotonic() < deadline):
@@ -270,11 +338,12 @@ class RoundLoop:
         if message.has_error():
             raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
         try:
-            return self._parsed(message.content, sent)
+            return self._parsed(message, sent)
         except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, an array that cannot be read
             raise SiteFailed(f"a reply cannot be read ({type(error).__name__})") from error
 
-    def _parsed(self, content: RecordDict, sent: ConfigRecord) -> SiteReply:
+    def _parsed(self, message: Message, sent: ConfigRecord) -> SiteReply:
+        content = message.content
         config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
         site = str(config["site"])
         if "failure" in config:
@@ -283,7 +352,8 @@ class RoundLoop:
         if any(config[key] != sent[key] for key in ANSWERED_KEYS):
             raise SiteFailed(f"{site} answers for another run or round")
         shared = self._validation(site, config, VALIDATION_SHARED) if VALIDATION_SHARED in config else {}
-        return SiteReply(site, _floats(site, metrics), self._validation(site, config, VALIDATION), shared, message_bytes(content))
+        own = self._validation(site, config, VALIDATION)
+        return SiteReply(site, _floats(site, metrics), own, shared, message_bytes(content), message.metadata.src_node_id)
 
     def _validation(self, site: str, config: ConfigRecord, key: str) -> dict[str, SiteDice]:
         try:
@@ -295,21 +365,38 @@ class RoundLoop:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
 
-    def _traffic(self, round_number: int, messages: list[Message], replies: list[SiteReply], kind: str) -> dict[str, Any]:
-        size = sum(message_bytes(message.content) for message in messages) // max(1, len(messages))  # every site gets the same message
-        sent = from_arrays(messages[0].content.array_records[PAYLOAD])
-        down = {"tensors": len(sent), "bytes_payload": sum(array.nbytes for array in sent.values()), "bytes_message": size}
+    def _traffic(self, round_number: int, down: dict[int, Sent], replies: list[SiteReply], kind: str) -> dict[str, Any]:
+        count, before = len(self._manifest.federated), 4 * self._manifest.federated_parameters
         return {
             "round": round_number,
             "message": kind,
+            "wire": self._plan.wire,
             "sites": {
                 reply.site: {
-                    "down": down,
-                    "up": {"tensors": reply.num_tensors, "bytes_payload": reply.payload_bytes, "bytes_message": reply.num_bytes},
+                    "down": {
+                        "tensors": count,
+                        "bytes_payload_before": before + down[reply.node].bytes_folded,
+                        "bytes_payload_after": down[reply.node].bytes_after + down[reply.node].bytes_folded,
+                        "bytes_message": down[reply.node].bytes_message,
+                        "codec_seconds": down[reply.node].encode_seconds + reply.metrics.get(DECODE_SECONDS, 0.0),
+                    },
+                    "up": {
+                        "tensors": reply.num_tensors,
+                        "bytes_payload_before": before if reply.num_tensors else 0,
+                        "bytes_payload_after": reply.bytes_after,
+                        "bytes_message": reply.num_bytes,
+                        "codec_seconds": reply.metrics.get(ENCODE_SECONDS, 0.0) + reply.decode_seconds,
+                    },
                 }
                 for reply in replies
             },
         }
+
+
+def _lacks_reference(message: Message) -> bool:
+    if message.has_error() or CONFIG not in message.content.config_records:
+        return False
+    return message.content.config_records[CONFIG].get("failure") == REFERENCE_MISSING
 
 
 def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:

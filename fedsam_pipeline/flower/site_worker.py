@@ -1,6 +1,7 @@
 """What a site does with a message: train a round, score a model. Knows data, model and disk; the messages are ``client_app``'s."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +15,16 @@ from fedsam_pipeline.dataset.label_scheme import IGNORE, LabelScheme
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.codec.coding import Encoded, decode, encode
+from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
-from fedsam_pipeline.federation.updates import checked_tensors
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
 from fedsam_pipeline.model.device import autocast_dtype
-from fedsam_pipeline.model.lora_residuals import folded_residuals, is_residual
+from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
@@ -32,7 +34,8 @@ from fedsam_pipeline.training.local_trainer import LocalTrainer, RoundResult, Ru
 from fedsam_pipeline.training.slab_loader import SlabLoader
 
 log = logging.getLogger(__name__)
-_LOCAL_PREFIX = "local/"
+_LOCAL_PREFIX, _HELD_PREFIX, _LOST_PREFIX = "local/", "held/", "residual/"
+"""In a site's state, beside the optimizer's moments: tensors that never travel, the state the round started from, what its update lost"""
 PERSONAL_FOLDER = "personal"
 
 
@@ -46,7 +49,7 @@ class SiteSetup:
         train_cases, val_cases: of the fold.
         owner: case to the site that the case is reported under (centralized training holds the cases of several).
         model: plan, recipe and base weights.
-        state_folder: its optimizer moments, local tensors and logs.
+        state_folder: its optimizer moments, local tensors, the last state it received, what its last update lost, and logs.
         device: name of the device.
         num_threads: CPU threads it may use.
         execution_file: where this machine keeps how it carries out a step.
@@ -79,17 +82,18 @@ class SiteSetup:
         return LabelScheme(dict(by_value), regions=self.regions)
 
 
-_models: dict[tuple[str, ...], AdaptedModel] = {}
+_models: dict[tuple[str, ...], tuple[AdaptedModel, dict[str, Tensor]]] = {}
+"""The model of this process, and its trained tensors at round 0"""
 
 
-def worker_model(setup: SiteSetup) -> AdaptedModel:
-    """The model of this process, built once however many rounds and sites it serves."""
+def worker_model(setup: SiteSetup) -> tuple[AdaptedModel, dict[str, Tensor]]:
+    """The model of this process, built once however many rounds and sites it serves, and a copy of its trained tensors at round 0."""
     key = (*setup.model.agreement().values(), setup.device)
     if key not in _models:
         _models.clear()
         adapted = setup.model.build()
         adapted.model.to(setup.device)
-        _models[key] = adapted
+        _models[key] = adapted, {name: tensor.cpu().clone() for name, tensor in adapted.trained_tensors().items()}
         log.info("built %s", setup.model.plans.base_model)
     return _models[key]
 
@@ -99,7 +103,7 @@ class SiteWorker:
 
     def __init__(self, setup: SiteSetup) -> None:
         self._setup = setup
-        self._adapted = worker_model(setup)
+        self._adapted, self._initial = worker_model(setup)
         self._store = CaseStore(setup.store_folder)
         self._states = CheckpointSeries(setup.state_folder, "state_r")
 
@@ -108,28 +112,52 @@ class SiteWorker:
         """Of the tensors that train and travel."""
         return self._adapted.manifest
 
-    def receive(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Takes in what the server sent: the federated tensors, and what FedEx-LoRA folds into the base weights.
+    def held(self, after_round: int) -> dict[str, Tensor]:
+        """The federated state that this site received for a round, against which the next one comes; without it that of round 0."""
+        if after_round in self._states.rounds():
+            return _without_prefix(self._states.load(after_round), _HELD_PREFIX)
+        return {entry.name: self._initial[entry.name] for entry in self.manifest.federated}
+
+    def receive(self, payload: bytes, folded: Mapping[str, NDArray[np.generic]], *, rounds_done: int) -> float:
+        """Takes in what the server sent.
+
+        Args:
+            payload: the federated state, against the one that came for round ``rounds_done``.
+            folded: what FedEx-LoRA folds into the base weights; checked against the model when it is folded.
+            rounds_done: the last round that this site took part in.
+
+        Returns:
+            Seconds of decoding.
 
         Raises:
-            UpdateRefused: the manifest does not allow it.
+            ReferenceMissing: this site does not hold the state that the payload comes against.
+            UpdateRefused: the manifest does not allow what came.
         """
-        residuals = {name for name in arrays if is_residual(name)} if self._setup.model.recipe.aggregation.lora_method == "fedex" else set()
-        self._received = checked_tensors(self.manifest, {name: array for name, array in arrays.items() if name not in residuals})
-        self._residuals = {name: torch.from_numpy(np.array(arrays[name], dtype=np.float32)) for name in sorted(residuals)}
+        started = time.perf_counter()
+        tensors = decode(payload, self.held(rounds_done), self.manifest)
+        self.take(tensors, {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in folded.items()})
+        return time.perf_counter() - started
 
-    def train(self, schedule: RunSchedule, round_number: int, *, proximal_mu: float = 0.0) -> tuple[dict[str, Tensor], RoundResult]:
+    def take(self, tensors: dict[str, Tensor], residuals: dict[str, Tensor]) -> None:
+        """Trains and scores from these tensors, with these residuals of FedEx-LoRA folded into the base weights."""
+        self._received, self._residuals = tensors, residuals
+
+    def train(
+        self, schedule: RunSchedule, round_number: int, *, wire: Wire = "fp32", proximal_mu: float = 0.0
+    ) -> tuple[Encoded, RoundResult]:
         """Trains one round from the received tensors.
 
-        Moments and local tensors are those of the round before. A site without any state starts fresh (round 1, or a late joiner).
+        Moments, local tensors and what the last update lost are those of the round before. A site without any state starts fresh (round 1,
+        or a late joiner).
 
         Args:
             schedule: of the whole run.
             round_number: from 1.
+            wire: how the update travels.
             proximal_mu: strength of FedProx's term.
 
         Returns:
-            The federated tensors after the round, and what the round gave.
+            The federated tensors after the round as a payload against the received ones, and what the round gave.
         """
         setup = self._setup
         annotated = {case: setup.annotated[site] for case in setup.train_cases if (site := setup.owner[case]) in setup.annotated}
@@ -154,8 +182,12 @@ class SiteWorker:
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._adapted.trained_tensors().items()}
         travelling = {entry.name for entry in self.manifest.federated}
         local = {f"{_LOCAL_PREFIX}{name}": tensor for name, tensor in tensors.items() if name not in travelling}
-        self._states.save(round_number, trainer.optimizer_state() | local)
-        return {name: tensors[name] for name in sorted(travelling)}, result
+        update = {name: tensors[name] for name in sorted(travelling)}
+        encoded = encode(update, self._received, wire, _without_prefix(state, _LOST_PREFIX))
+        coded = {f"{_HELD_PREFIX}{name}": tensor for name, tensor in self._received.items()}
+        coded |= {f"{_LOST_PREFIX}{name}": tensor for name, tensor in encoded.residual.items()}
+        self._states.save(round_number, trainer.optimizer_state() | local | coded)
+        return encoded, result
 
     def _frozen(self, round_number: int) -> set[str]:
         """Trained tensors that keep their values in a round: RoLoRA trains one factor at a time."""
@@ -164,11 +196,9 @@ class SiteWorker:
         return {name for name in self.manifest.trained_names if factor_kind(name) == frozen_in(round_number)}
 
     def _still_holds(self, name: str) -> bool:
-        """Whether a tensor of the last state is an optimizer moment that means something: not after the factors were re-based."""
-        if name.startswith(_LOCAL_PREFIX):
-            return False
+        """Whether a tensor of the last state still means something: not an optimizer moment of a factor that was re-based since."""
         rebased = self._setup.model.recipe.aggregation.lora_method in REBASING
-        return not (rebased and factor_kind(name.split("/", 1)[1]) is not None)
+        return not (rebased and factor_kind(name.partition("/")[2]) is not None)
 
     def _execution(self) -> Execution:
         """How this machine carries out a step: as it did before, or as a probe step finds now, which is written down."""
@@ -196,12 +226,8 @@ class SiteWorker:
         return self._states.load(round_number - 1)
 
     def _initial_local(self) -> dict[str, Tensor]:
-        """Local tensors at round 0, kept once so that a worker's model, used by other sites in between, cannot leak into this one."""
-        local = [entry.name for entry in self.manifest.personal]
-        if not local:
-            return {}
-        fresh = self._setup.model.build()
-        return {f"{_LOCAL_PREFIX}{name}": fresh.trained_tensors()[name].clone() for name in local}
+        """Local tensors at round 0: the worker's model may have served other sites in between and must not leak into this one."""
+        return {f"{_LOCAL_PREFIX}{entry.name}": self._initial[entry.name] for entry in self.manifest.personal}
 
     def _own(self, rounds_done: int) -> dict[str, Tensor]:
         """The tensors that stay here, as they were after a round."""

@@ -18,6 +18,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord, SiteFailed
@@ -167,6 +168,7 @@ class TrainingRun:
             "held_out": None if setup.held_out is None else setup.held_out.site,
             "cases_sha256": sha256_of([_cases_of(site) for site in setup.all_sites]),
             **setup.model.agreement(),
+            "wire": setup.wire,
             **asdict(setup.schedule),
         }
 
@@ -225,10 +227,12 @@ class TrainingRun:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
         aggregator = Aggregator(setup.model.recipe.aggregation, len(setup.sites))
+        downlink = Downlink(setup.wire, tensors)
         known = self._checkpoints.rounds()
         if known:
             rounds_done = known[-1]
-            tensors = aggregator.restore(self._checkpoints.load(rounds_done))
+            downlink, rest = Downlink.restored(setup.wire, self._checkpoints.load(rounds_done))
+            tensors = aggregator.restore(rest)
             log.info("continuing after round %d", rounds_done)
         self._forget_after(rounds_done)
         plan = RoundPlan(
@@ -238,15 +242,17 @@ class TrainingRun:
             agreement=setup.model.agreement(),
             num_sites=len(setup.sites),
             class_names=self._names,
+            wire=setup.wire,
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
-            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, self._record(bar), stop)
+            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
             if setup.held_out is None:
                 scores = loop.evaluate(tensors)
+                tensors = downlink.held  # what was scored, as the sites hold it
                 self._append_traffic(scores.traffic)
             else:  # no node of the federation: nothing travels
-                scores = FinalScores(evaluate_alone(setup.held_out, tensors | aggregator.residuals), None, {})
+                scores = FinalScores(evaluate_alone(setup.held_out, tensors, aggregator.residuals), None, {})
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
@@ -322,10 +328,10 @@ class TrainingRun:
         write_json(self._folder / "run.json", self.state)
 
 
-def evaluate_alone(site: SiteSetup, tensors: dict[str, Any]) -> dict[str, SiteDice]:
+def evaluate_alone(site: SiteSetup, tensors: dict[str, Any], residuals: dict[str, Any]) -> dict[str, SiteDice]:
     """Scores trained tensors at a site that took no part, in this process. Its local tensors, if there are any, are those of round 0."""
     worker = SiteWorker(site)
-    worker.receive({name: tensor.numpy() for name, tensor in tensors.items()})
+    worker.take(tensors, residuals)
     return worker.evaluate(rounds_done=0, report=site.state_folder / "validation.json")
 
 

@@ -10,6 +10,8 @@ from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.codec.wires import Wire
+from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.flower.strategy_settings import strategy_settings
@@ -29,6 +31,8 @@ Protocol = Literal["federated", "local", "centralized", "leave_one_site_out"]
 ONE_SITE = ("local", "centralized")
 CONFIGURATION = "main"
 POOLED_SITE = "pooled"
+EXACT_ONLY = REBASING | {"rolora"}
+"""LoRA methods between whose rounds error feedback has no meaning"""
 INNER = "-inner"
 """after a fold's number: the training part of that fold, split again, for choices that the fold's validation cases must not see"""
 
@@ -56,6 +60,7 @@ class TrainRequest:
     """``none`` switches the recipe's off"""
     weighting: str | None = None
     strategy_options: Mapping[str, float] = field(default_factory=dict)
+    wire: Wire = "fp32"
     random_encoder: bool = False
     init: Path | None = None
     """a trained fold's folder to start from"""
@@ -76,6 +81,7 @@ class RunSetup:
     protocol: Protocol
     model: ModelSetup
     dataset: Mapping[str, Any]
+    wire: Wire = "fp32"
     held_out: SiteSetup | None = None
 
     @property
@@ -184,7 +190,7 @@ def _run_setup(
     request: TrainRequest,
     dataset: Mapping[str, Any],
 ) -> RunSetup:
-    fold = folder / f"{name}__{_method_name(model.recipe)}__seed{request.seed}" / f"fold_{request.fold}"
+    fold = folder / f"{name}__{_method_name(model.recipe, request.wire)}__seed{request.seed}" / f"fold_{request.fold}"
     workers = request.workers or min(len(members), usable_cores())
 
     def site_setup(site: str, train: Iterable[str], val: Iterable[str]) -> SiteSetup:
@@ -214,7 +220,7 @@ def _run_setup(
         unseen = {case for case, site in owner.items() if site == left}
         held_out = site_setup(left, (), unseen if request.fold == "all" else unseen & folds["val"])
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
-    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, held_out)
+    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, request.wire, held_out)
 
 
 def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
@@ -230,15 +236,23 @@ def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
     same = (strategy, lora_method) == (own.strategy, own.lora_method)
     options = (own.options if same else {}) | dict(request.strategy_options)
     strategy_settings(strategy, lora_method, options)
+    if request.wire != "fp32" and lora_method in EXACT_ONLY:
+        raise FedsamError(
+            f"{lora_method} cannot travel over a lossy wire",
+            found=f"--lora_method {lora_method} --wire {request.wire}",
+            expected="--wire fp32: what rounding lost of a factor means nothing once the factors were turned, or are frozen",
+            fix="use --wire fp32, or another --lora_method",
+        )
     values = {"strategy": strategy, "lora_method": lora_method, "weighting": request.weighting or own.weighting, "options": options}
     return Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
 
 
-def _method_name(recipe: Recipe) -> str:
-    """Strategy, LoRA method and weighting as a folder's name shows them; what is usual is left out."""
+def _method_name(recipe: Recipe, wire: Wire) -> str:
+    """Strategy, LoRA method, weighting and wire as a folder's name shows them; what is usual is left out."""
     aggregation = recipe.aggregation
     weighting = None if aggregation.weighting == "size" else aggregation.weighting
-    return "-".join(part for part in (aggregation.strategy, aggregation.lora_method, weighting) if part)
+    lossy = None if wire == "fp32" else wire
+    return "-".join(part for part in (aggregation.strategy, aggregation.lora_method, weighting, lossy) if part)
 
 
 def _annotated(dataset: Mapping[str, Any], path: Path, labels: LabelScheme) -> dict[str, tuple[int, ...]]:

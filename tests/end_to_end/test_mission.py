@@ -101,9 +101,10 @@ def test_bytes_are_counted_for_every_message(mission: Mission) -> None:
         assert sorted(entry["sites"]) == list(SITES)
         for traffic in entry["sites"].values():
             up = payload if entry["message"] == "train.round" else 0
-            assert (traffic["down"]["bytes_payload"], traffic["up"]["bytes_payload"]) == (payload, up)
-            assert traffic["down"]["bytes_message"] > payload
-            assert traffic["up"]["bytes_message"] > up
+            assert (traffic["down"]["bytes_payload_before"], traffic["up"]["bytes_payload_before"]) == (payload, up)
+            for way in traffic.values():
+                assert way["bytes_message"] > way["bytes_payload_after"]
+                assert way["bytes_payload_after"] < payload
     assert payload < 39_370_479 / 10  # an adapter, not a model
 
 

@@ -10,9 +10,13 @@ import torch
 from flwr.app import Context, Message
 
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.codec.coding import decode
+from fedsam_pipeline.federation.codec.downlink import Downlink
+from fedsam_pipeline.federation.codec.payload import unpack
+from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.flower import client_app
 from fedsam_pipeline.flower.aggregator import Aggregator
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_arrays
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_record
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped, SiteFailed
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
@@ -66,18 +70,25 @@ def start(adapted: AdaptedModel) -> dict[str, torch.Tensor]:
 class Federation:
     """A run in this process."""
 
-    def __init__(self, folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None, val_every: int = 0) -> None:
+    def __init__(
+        self, folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None, val_every: int = 0, wire: Wire = "fp32"
+    ) -> None:
         self.setups = setups(folder, sites, recipe)
         self.grid = DirectGrid(self.setups)
         self.records: list[RoundRecord] = []
         self.adapted = model(recipe)
         self.checkpoints = CheckpointSeries(folder / "checkpoints", "round_")
-        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), len(self.setups), ("organ", "lesion"))
+        self.wire = wire
+        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), len(self.setups), ("organ", "lesion"), wire=wire)
+        downlink = Downlink(wire, start(self.adapted))
         self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, len(self.setups))
-        self.loop = RoundLoop(self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, self.records.append)
+        self.loop = RoundLoop(self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append)
 
     def run(self, rounds_done: int = 0) -> dict[str, torch.Tensor]:
-        tensors = self.aggregator.restore(self.checkpoints.load(rounds_done)) if rounds_done else start(self.adapted)
+        tensors = start(self.adapted)
+        if rounds_done:
+            self.loop._downlink, rest = Downlink.restored(self.wire, self.checkpoints.load(rounds_done))
+            tensors = self.aggregator.restore(rest)
         return self.loop.run(tensors, rounds_done)
 
 
@@ -121,10 +132,13 @@ def test_the_aggregate_is_the_mean_weighted_by_training_cases(tmp_path: Path) ->
     federation = Federation(tmp_path)
     tensors, _ = federation.loop._round(start(federation.adapted), 1)
     replies = {
-        str(m.content.config_records[CONFIG]["site"]): from_arrays(m.content.array_records[PAYLOAD]) for m in federation.grid.received
+        str(m.content.config_records[CONFIG]["site"]): decode(
+            from_record(m.content.array_records[PAYLOAD]), start(federation.adapted), federation.adapted.manifest
+        )
+        for m in federation.grid.received
     }
     for name, tensor in tensors.items():
-        expected = sum(SITES[site] * arrays[name].astype(np.float64) for site, arrays in replies.items()) / sum(SITES.values())
+        expected = sum(SITES[site] * arrays[name].numpy().astype(np.float64) for site, arrays in replies.items()) / sum(SITES.values())
         np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-5, atol=1e-7)
         assert tensor.dtype == torch.float32
 
@@ -134,7 +148,8 @@ def test_only_the_manifests_federated_tensors_travel(tmp_path: Path) -> None:
     federation.run()
     expected = {entry.name for entry in federation.adapted.manifest.federated}
     for message in federation.grid.sent + federation.grid.received:
-        assert set(message.content.array_records[PAYLOAD]) == expected
+        header, _ = unpack(from_record(message.content.array_records[PAYLOAD]), federation.adapted.manifest)
+        assert {name for name, _ in header.tensors} == expected
 
 
 def test_bytes_are_those_of_the_messages(tmp_path: Path) -> None:
@@ -142,8 +157,12 @@ def test_bytes_are_those_of_the_messages(tmp_path: Path) -> None:
     federation.run()
     site = federation.records[0].communication["sites"]["site_b"]
     payload = 4 * federation.adapted.manifest.federated_parameters
-    assert site["up"]["bytes_payload"] == site["down"]["bytes_payload"] == payload
-    assert payload < site["up"]["bytes_message"] < payload + 400 * len(federation.adapted.manifest.federated) + 1000
+    assert site["up"]["bytes_payload_before"] == site["down"]["bytes_payload_before"] == payload
+    assert site["down"]["bytes_payload_after"] < site["up"]["bytes_payload_after"] < payload
+    for way in site.values():
+        assert way["tensors"] == len(federation.adapted.manifest.federated)
+        assert way["bytes_payload_after"] < way["bytes_message"] < way["bytes_payload_after"] + 1500
+        assert way["codec_seconds"] > 0
     assert federation.records[0].progress["bytes_up"] == sum(
         entry["up"]["bytes_message"] for entry in federation.records[0].communication["sites"].values()
     )
@@ -171,7 +190,7 @@ def test_tensors_that_do_not_travel_stay_at_their_site(tmp_path: Path) -> None:
     federation = Federation(tmp_path, recipe=recipe)
     federation.run()
     name = "mask_decoder.mask_tokens.weight"
-    assert all(name not in message.content.array_records[PAYLOAD] for message in federation.grid.received)
+    assert name not in {entry.name for entry in federation.adapted.manifest.federated}
     kept = {}
     for setup in federation.setups:
         kept[setup.site] = CheckpointSeries(setup.state_folder, "state_r").load(3)[f"local/{name}"]
@@ -333,7 +352,10 @@ def test_metrics_hold_numbers_of_the_round(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
     federation.run()
     reply = federation.grid.received[0]
-    assert set(reply.content.metric_records[METRICS]) == {"num_examples", "loss", "learning_rate", "seconds", "data_seconds"}
+    assert set(reply.content.metric_records[METRICS]) == {
+        *("num_examples", "loss", "learning_rate", "seconds", "data_seconds"),
+        *("decode_seconds", "encode_seconds"),
+    }
 
 
 def test_a_site_that_annotated_one_class_trains_and_is_scored_with_it_alone(tmp_path: Path) -> None:
@@ -386,7 +408,7 @@ def test_regions_are_scored_where_all_their_classes_are_annotated(tmp_path: Path
     setup, *_ = (replace(each, regions=regions, annotated={"b": (2,)}) for each in setups(tmp_path, {"pooled": 1}))
     setup = replace(setup, val_cases=("pooled_0", "pooled_1"), owner={"pooled_0": "a", "pooled_1": "b"})
     worker = SiteWorker(setup)
-    worker.receive({name: tensor.numpy() for name, tensor in start(model()).items()})
+    worker.take(start(model()), {})
     scores = worker.evaluate(rounds_done=0, report=tmp_path / "report.json")
     assert scores["b"].excluded is not None and scores["b"].excluded.tolist() == [1, 0] and np.isnan(scores["b"].classes[0])
     rows = {row["case"]: row["tp_fp_fn"] for row in json.loads((tmp_path / "report.json").read_text())["cases"]}

@@ -1,0 +1,205 @@
+"""The three wires: how the difference between a state and a reference becomes bytes, before entropy coding, and back.
+
+============ ===================== ========================================================================================
+wire         bytes a value         error of a decoded value
+============ ===================== ========================================================================================
+``fp32``     4                     none, bit for bit
+``fp16``     2, two a tensor       at most 2^-11 of the difference, or 2^-24 of the tensor's largest where that is more
+``int8``     1, two a row          at most half the row's scale; the scale is at most (1 + 2^-7) / 127 of its largest difference
+============ ===================== ========================================================================================
+
+To both errors comes the rounding of the sum of reference and difference to float32. Differences are taken in float64, from finite float32
+values, so they cannot overflow; sums are cut at the largest float32.
+
+A row of ``int8`` is a slice along the first axis, the others flattened; of a tall matrix (more rows than columns, such as LoRA's B) it is a
+column, so that scales never outnumber the values of a row. Scalars and vectors are one row.
+
+Every step is one IEEE operation of numpy, so sender and receiver get the same bits on any machine. The bytes come out as planes (all
+first bytes or bits, then all second ones, ...): with them a general entropy coder finds the order that a stream of whole numbers hides.
+"""
+
+import math
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Wire = Literal["fp32", "fp16", "int8"]
+WIRES: tuple[Wire, ...] = ("fp32", "fp16", "int8")
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+T = TypeVar("T", bound=np.generic)
+
+_LARGEST_STEP = 127
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def body_size(wire: Wire, shapes: list[tuple[int, ...]]) -> int:
+    """Bytes that tensors of these shapes take before entropy coding."""
+    count = sum(_count(shape) for shape in shapes)
+    if wire == "fp32":
+        return 4 * count
+    if wire == "fp16":
+        return 2 * len(shapes) + 16 * _plane_bytes(count)
+    rows = sum(map(_num_rows, shapes))
+    return 16 * _plane_bytes(rows) + 8 * _plane_bytes(count)
+
+
+def to_bytes(wire: Wire, targets: list[Doubles], references: list[Floats]) -> bytes:
+    """The differences ``targets - references`` as planes.
+
+    Args:
+        wire: ``fp32`` needs targets that are float32 values.
+        targets, references: of the same shapes, finite.
+    """
+    if wire == "fp32":
+        values = np.concatenate([target.astype(np.float32).ravel() for target in targets])
+        return _byte_planes(_bit_differences(values, np.concatenate([reference.ravel() for reference in references])))
+    differences = [target - reference.astype(np.float64) for target, reference in zip(targets, references, strict=True)]
+    if wire == "fp16":
+        exponents = np.array([_exponent(difference) for difference in differences], np.int64)
+        halves = [np.ldexp(d, -e).astype(np.float16).ravel() for d, e in zip(differences, exponents, strict=True)]
+        return (exponents + 256).astype(">u2").tobytes() + _bit_planes(np.concatenate(halves).view(np.uint16))
+    scales, steps = zip(*(_quantized(difference) for difference in differences), strict=True)
+    return _bit_planes(np.concatenate(scales)) + _bit_planes(_zigzag8(np.concatenate(steps)))
+
+
+def from_bytes(wire: Wire, body: bytes, references: list[Floats]) -> list[Floats]:
+    """The states that ``to_bytes`` encoded, as the wire lets them through; may hold NaN or infinity where ``body`` is hostile.
+
+    Args:
+        wire: of the body.
+        body: exactly ``body_size`` bytes.
+        references: of the same shapes as at the sender.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _from_bytes(wire, body, references)
+
+
+def _from_bytes(wire: Wire, body: bytes, references: list[Floats]) -> list[Floats]:
+    shapes = [reference.shape for reference in references]
+    count = sum(map(_count, shapes))
+    raw = np.frombuffer(body, np.uint8)
+    if wire == "fp32":
+        known = np.concatenate([reference.ravel() for reference in references])
+        return _split(_from_bit_differences(_from_byte_planes(raw), known), shapes)
+    if wire == "fp16":
+        head = 2 * len(shapes)
+        exponents = raw[:head].view(">u2").astype(np.int64) - 256
+        halves = _split(_from_bit_planes(raw[head:], 16, count).view(np.float16).astype(np.float64), shapes)
+        return [_sum(r, np.ldexp(h, e)) for r, h, e in zip(references, halves, exponents, strict=True)]
+    rows = list(map(_num_rows, shapes))
+    head = 16 * _plane_bytes(sum(rows))
+    scales: list[NDArray[np.uint16]] = np.split(_from_bit_planes(raw[:head], 16, sum(rows)), np.cumsum(rows)[:-1])
+    steps = np.split(
+        _from_zigzag8(_from_bit_planes(raw[head:], 8, count).astype(np.uint8)), np.cumsum([_count(shape) for shape in shapes])[:-1]
+    )
+    return [_sum(r, _dequantized(s, q, r.shape)) for r, s, q in zip(references, scales, steps, strict=True)]
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
+
+
+def _split(values: NDArray[T], shapes: list[tuple[int, ...]]) -> list[NDArray[T]]:
+    ends = np.cumsum([_count(shape) for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(np.split(values, ends[:-1]), shapes, strict=True)]
+
+
+def _sum(reference: Floats, difference: Doubles) -> Floats:
+    total = np.clip(reference.astype(np.float64) + difference, -_FLOAT32_MAX, _FLOAT32_MAX)
+    return np.asarray(total, np.float32)  # numpy makes scalars of arrays without axes
+
+
+def _ordered(bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Bits of float32 as two's-complement numbers in the order of the values: neighbours in value are neighbours here. Its own inverse."""
+    return np.where(bits >> 31, bits ^ 0x7FFFFFFF, bits).astype(np.uint32)
+
+
+def _bit_differences(values: Floats, references: Floats) -> NDArray[np.uint32]:
+    """How many float32 numbers lie between two values, modulo 2^32, sign in the lowest bit."""
+    steps = (_ordered(values.view(np.uint32)) - _ordered(references.view(np.uint32))).view(np.int32)
+    return ((steps << 1) ^ (steps >> 31)).view(np.uint32)
+
+
+def _from_bit_differences(differences: NDArray[np.uint32], references: Floats) -> Floats:
+    steps = (differences >> 1) ^ np.where(differences & 1, 0xFFFFFFFF, 0).astype(np.uint32)
+    return _ordered(_ordered(references.view(np.uint32)) + steps).view(np.float32)
+
+
+def _exponent(values: Doubles) -> int:
+    """Power of two that brings the largest value to [0.5, 1): float16 cannot overflow, and what is lost below is under 2^-24 of it."""
+    return int(np.frexp(np.abs(values).max(initial=0.0))[1])
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """First axis, and all others flattened; scalars and vectors are one row."""
+    return (1, _count(shape)) if len(shape) < 2 else (shape[0], _count(shape[1:]))
+
+
+def _num_rows(shape: tuple[int, ...]) -> int:
+    return min(_matrix(shape)) if len(shape) > 1 else 1
+
+
+def _quantized(difference: Doubles) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    """Scales (rows) and whole steps (values, row after row).
+
+    A scale is the upper half of a float32, rounded up; 0 where the row is zero.
+    """
+    rows = difference.reshape(_matrix(difference.shape))
+    if len(rows) > _num_rows(difference.shape):
+        rows = rows.T
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    widths = (largest / _LARGEST_STEP).astype(np.float32)
+    widths = np.where(widths.astype(np.float64) * _LARGEST_STEP < largest, np.nextafter(widths, np.float32(np.inf)), widths)
+    scales = ((widths.view(np.uint32) + 0xFFFF) >> 16).astype(np.uint16)
+    divisors = _scale_values(scales)[:, None]
+    steps = np.rint(np.divide(rows, divisors, where=divisors > 0, out=np.zeros(rows.shape)))
+    return scales, steps.astype(np.int8).ravel()
+
+
+def _dequantized(scales: NDArray[np.uint16], steps: NDArray[np.int8], shape: tuple[int, ...]) -> Doubles:
+    rows, columns = _matrix(shape)
+    tall = rows > _num_rows(shape)
+    values = steps.reshape((columns, rows) if tall else (rows, columns)) * _scale_values(scales)[:, None]
+    return (values.T if tall else values).reshape(shape)
+
+
+def _scale_values(scales: NDArray[np.uint16]) -> Doubles:
+    return (scales.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def _zigzag8(steps: NDArray[np.int8]) -> Bytes:
+    """0, -1, 1, -2, ... become 0, 1, 2, 3, ...: small steps have zeros in their upper bits, whatever their sign."""
+    return ((steps << 1) ^ (steps >> 7)).view(np.uint8)
+
+
+def _from_zigzag8(coded: Bytes) -> NDArray[np.int8]:
+    return ((coded >> 1) ^ np.where(coded & 1, 0xFF, 0).astype(np.uint8)).view(np.int8)
+
+
+def _byte_planes(values: NDArray[np.uint32]) -> bytes:
+    return values.astype(">u4").view(np.uint8).reshape(-1, 4).T.tobytes()
+
+
+def _from_byte_planes(raw: Bytes) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(raw.reshape(4, -1).T).view(">u4").ravel().astype(np.uint32)
+
+
+def _plane_bytes(count: int) -> int:
+    return -(-count // 8)
+
+
+def _bit_planes(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """All highest bits, then all second ones, ...; each plane filled up to whole bytes."""
+    bits = values.dtype.itemsize * 8
+    in_bytes = values.astype(values.dtype.newbyteorder(">")).view(np.uint8).reshape(-1, bits // 8)
+    return np.packbits(np.unpackbits(in_bytes, axis=1).T, axis=1).tobytes()
+
+
+def _from_bit_planes(raw: Bytes, bits: int, count: int) -> NDArray[np.uint16]:
+    planes = np.unpackbits(raw.reshape(bits, -1), axis=1, count=count)
+    in_bytes = np.ascontiguousarray(np.packbits(planes.T, axis=1))
+    return in_bytes.ravel().astype(np.uint16) if bits == 8 else in_bytes.view(">u2").ravel().astype(np.uint16)
