@@ -4,7 +4,6 @@ Flower's own ``Strategy.start`` always counts from round 1, waits for ever for l
 a run continues from any round, and replies are checked before the strategy sees them.
 """
 
-import json
 import logging
 import threading
 import time
@@ -13,7 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -30,38 +29,20 @@ from fedsam_pipeline.flower.messages import (
     ENCODE_SECONDS,
     EVALUATE_FOLD,
     FOLDED,
-    METRICS,
     NUM_EXAMPLES,
     PAYLOAD,
-    REFERENCE_MISSING,
     TRAIN_ROUND,
-    VALIDATION,
-    VALIDATION_SHARED,
     from_record,
     message_bytes,
     to_arrays,
     to_record,
 )
+from fedsam_pipeline.flower.replies import REPLY_KEYS, SiteFailed, SiteReply, lacks_reference, read_reply
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
-ANSWERED_KEYS = ("run_id", "round", "attempt")
-MAX_EXAMPLES = 10**9
-REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds")
-
-
-class SiteFailed(RuntimeError):
-    """A site's reply is missing, is an error, or was refused, and the run needs that site.
-
-    Attributes:
-        code: of the failure, where the site reported one.
-    """
-
-    def __init__(self, text: str, code: str = "") -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class RunStopped(RuntimeError):
@@ -91,23 +72,6 @@ class RoundPlan:
     class_names: tuple[str, ...]
     timeout: float | None = None
     wire: Wire = "fp32"
-
-
-@dataclass
-class SiteReply:
-    """A checked reply."""
-
-    site: str
-    metrics: dict[str, float]
-    validation: dict[str, SiteDice]
-    validation_shared: dict[str, SiteDice]
-    num_bytes: int
-    node: int
-    num_tensors: int = 0
-    bytes_after: int = 0
-    """of the update's payload"""
-    decode_seconds: float = 0.0
-    """that the server took for it"""
 
 
 @dataclass(frozen=True)
@@ -270,7 +234,7 @@ class RoundLoop:
         refused: dict[str, str] = {}
         lacking: set[int] = set()
         for message in self._arriving(encoded, configs, kind, down):
-            if _lacks_reference(message):
+            if lacks_reference(message):
                 lacking.add(message.metadata.src_node_id)
             else:
                 self._collect(message, sent, kind, replies, refused)
@@ -288,7 +252,7 @@ class RoundLoop:
 
     def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply], refused: dict[str, str]) -> None:
         """Checks one answer and adds it to the replies, or its site to the refused."""
-        reply = self._checked(message, sent)
+        reply = read_reply(message, sent, self._plan.class_names)
         if reply.site in {other.site for other in replies} | refused.keys():
             raise SiteFailed("two nodes answer for the same site")
         if kind == TRAIN_ROUND:
@@ -334,37 +298,6 @@ class RoundLoop:
             if waiting and self._stop.wait(POLL_SECONDS):
                 raise RunStopped("the run was stopped while sites were computing")
 
-    def _checked(self, message: Message, sent: ConfigRecord) -> SiteReply:
-        if message.has_error():
-            raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
-        try:
-            return self._parsed(message, sent)
-        except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, an array that cannot be read
-            raise SiteFailed(f"a reply cannot be read ({type(error).__name__})") from error
-
-    def _parsed(self, message: Message, sent: ConfigRecord) -> SiteReply:
-        content = message.content
-        config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
-        site = str(config["site"])
-        if "failure" in config:
-            code = str(config["failure"])[:40]
-            raise SiteFailed(f"{site} reports {code}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log", code)
-        if any(config[key] != sent[key] for key in ANSWERED_KEYS):
-            raise SiteFailed(f"{site} answers for another run or round")
-        shared = self._validation(site, config, VALIDATION_SHARED) if VALIDATION_SHARED in config else {}
-        own = self._validation(site, config, VALIDATION)
-        return SiteReply(site, _floats(site, metrics), own, shared, message_bytes(content), message.metadata.src_node_id)
-
-    def _validation(self, site: str, config: ConfigRecord, key: str) -> dict[str, SiteDice]:
-        try:
-            values = json.loads(str(config[key]))
-            scores = {str(owner): SiteDice.from_dict(value, self._plan.class_names) for owner, value in values.items()}
-            if any(np.any((score.classes < 0) | (score.classes > 1)) or score.dice < 0 or score.dice > 1 for score in scores.values()):
-                raise ValueError("a Dice outside 0 to 1")
-            return scores
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
-
     def _traffic(self, round_number: int, down: dict[int, Sent], replies: list[SiteReply], kind: str) -> dict[str, Any]:
         count, before = len(self._manifest.federated), 4 * self._manifest.federated_parameters
         return {
@@ -391,19 +324,6 @@ class RoundLoop:
                 for reply in replies
             },
         }
-
-
-def _lacks_reference(message: Message) -> bool:
-    if message.has_error() or CONFIG not in message.content.config_records:
-        return False
-    return message.content.config_records[CONFIG].get("failure") == REFERENCE_MISSING
-
-
-def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:
-    values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    if not all(np.isfinite(value) for value in values.values()) or not 0 <= values.get(NUM_EXAMPLES, -1) <= MAX_EXAMPLES:
-        raise SiteFailed(f"{site} sends numbers that cannot be: a metric is not finite, or {NUM_EXAMPLES} is not a count")
-    return values
 
 
 def _finite(value: float) -> float | None:

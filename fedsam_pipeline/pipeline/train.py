@@ -21,7 +21,8 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
-from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord, SiteFailed
+from fedsam_pipeline.flower.replies import SiteFailed
+from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file

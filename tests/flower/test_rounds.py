@@ -17,7 +17,8 @@ from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.flower import client_app
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_record
-from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped, SiteFailed
+from fedsam_pipeline.flower.replies import SiteFailed
+from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
 from fedsam_pipeline.model.trained_files import load_tensors

@@ -1,0 +1,102 @@
+"""Answers of sites, read and checked before anything is done with them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MetricRecord
+
+from fedsam_pipeline.evaluation.summary import SiteDice
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, REFERENCE_MISSING, VALIDATION, VALIDATION_SHARED, message_bytes
+
+ANSWERED_KEYS = ("run_id", "round", "attempt")
+MAX_EXAMPLES = 10**9
+REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds")
+
+
+class SiteFailed(RuntimeError):
+    """A site's reply is missing, is an error, or was refused, and the run needs that site.
+
+    Attributes:
+        code: of the failure, where the site reported one.
+    """
+
+    def __init__(self, text: str, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass
+class SiteReply:
+    """A checked reply."""
+
+    site: str
+    metrics: dict[str, float]
+    validation: dict[str, SiteDice]
+    validation_shared: dict[str, SiteDice]
+    num_bytes: int
+    node: int
+    num_tensors: int = 0
+    bytes_after: int = 0
+    """of the update's payload"""
+    decode_seconds: float = 0.0
+    """that the server took for it"""
+
+
+def read_reply(message: Message, sent: ConfigRecord, class_names: Sequence[str]) -> SiteReply:
+    """What a site answered; its tensors are not looked at.
+
+    Args:
+        message: the answer.
+        sent: the config record it answers.
+        class_names: names of what is scored, in order.
+
+    Raises:
+        SiteFailed: the site reports a failure, answers something else, or the answer cannot be read.
+    """
+    if message.has_error():
+        raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
+    try:
+        return _parsed(message, sent, class_names)
+    except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, an array that cannot be read
+        raise SiteFailed(f"a reply cannot be read ({type(error).__name__})") from error
+
+
+def _parsed(message: Message, sent: ConfigRecord, class_names: Sequence[str]) -> SiteReply:
+    content = message.content
+    config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
+    site = str(config["site"])
+    if "failure" in config:
+        code = str(config["failure"])[:40]
+        raise SiteFailed(f"{site} reports {code}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log", code)
+    if any(config[key] != sent[key] for key in ANSWERED_KEYS):
+        raise SiteFailed(f"{site} answers for another run or round")
+    shared = _validation(site, config, VALIDATION_SHARED, class_names) if VALIDATION_SHARED in config else {}
+    own = _validation(site, config, VALIDATION, class_names)
+    return SiteReply(site, _floats(site, metrics), own, shared, message_bytes(content), message.metadata.src_node_id)
+
+
+def _validation(site: str, config: ConfigRecord, key: str, class_names: Sequence[str]) -> dict[str, SiteDice]:
+    try:
+        values = json.loads(str(config[key]))
+        scores = {str(owner): SiteDice.from_dict(value, class_names) for owner, value in values.items()}
+        if any(np.any((score.classes < 0) | (score.classes > 1)) or score.dice < 0 or score.dice > 1 for score in scores.values()):
+            raise ValueError("a Dice outside 0 to 1")
+        return scores
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
+
+
+def lacks_reference(message: Message) -> bool:
+    """Whether a site answers that it does not hold the state that the payload comes against."""
+    if message.has_error() or CONFIG not in message.content.config_records:
+        return False
+    return message.content.config_records[CONFIG].get("failure") == REFERENCE_MISSING
+
+
+def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:
+    values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    if not all(np.isfinite(value) for value in values.values()) or not 0 <= values.get(NUM_EXAMPLES, -1) <= MAX_EXAMPLES:
+        raise SiteFailed(f"{site} sends numbers that cannot be: a metric is not finite, or {NUM_EXAMPLES} is not a count")
+    return values
