@@ -19,7 +19,7 @@ from fedsam_pipeline.pipeline.clean import clean_stores
 from fedsam_pipeline.pipeline.cost_table import cost_table
 from fedsam_pipeline.pipeline.fingerprints import show_fingerprints, write_fingerprints
 from fedsam_pipeline.pipeline.integrity import verify_dataset, write_cheap_report
-from fedsam_pipeline.pipeline.plans_file import changed_values, load_plans
+from fedsam_pipeline.pipeline.plans_file import changed_values, load_plans, set_aside, unedited_plan
 from fedsam_pipeline.planning.decision import mm
 from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_case
 from fedsam_pipeline.planning.measures import SiteMeasures
@@ -97,9 +97,10 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
         if request.dry_run:
             show_fingerprints(dataset, measured, request.privacy_floor, folder)
             return EXIT_DONE
+        unedited = unedited_plan(folder, request.plans_name)
         fingerprint = write_fingerprints(dataset, measured, request.privacy_floor, folder)
         made = make_plan(fingerprint, spec, plans_name=request.plans_name, target_spacing=request.target_spacing)
-        plans = _kept_or_made(folder, made, spacing_chosen=request.target_spacing is not None)
+        plans = _kept_or_made(folder, made, unedited, spacing_chosen=request.target_spacing is not None)
         write_json(folder / "dataset.json", _dataset_json(dataset))
         if not splits_file.exists():
             write_json(splits_file, make_splits(dataset.sites, dataset.patients))
@@ -144,8 +145,11 @@ def _check_existing_plan(folder: Path, dataset: RawDataset, name: str) -> None:
         load_plans(path, fix=MEND_PLAN, labels=dataset.labels if same else None, channel_names=dataset.channel_names if same else None)
 
 
-def _kept_or_made(folder: Path, made: Plans, *, spacing_chosen: bool) -> Plans:
-    """The plan to use: the one on disk where somebody edited it for the same data and base model, else the new one, which is written."""
+def _kept_or_made(folder: Path, made: Plans, unedited: Plans | None, *, spacing_chosen: bool) -> Plans:
+    """The plan to use: the one on disk where somebody edited it for the same data and base model, else the new one, which is written.
+
+    ``unedited``: see ``unedited_plan``; a plan of another origin that differs from it is set aside.
+    """
     path = folder / f"{made.plans_name}.json"
     if path.exists():
         kept = Plans.load(path, fix=MEND_PLAN)
@@ -164,8 +168,9 @@ def _kept_or_made(folder: Path, made: Plans, *, spacing_chosen: bool) -> Plans:
             print(f"{path} differs from what would be planned now in {where}: kept as it is (delete it to plan anew)")
             return kept
         if not same_origin:
-            kept.save(folder / f"{made.plans_name}.before.json")
-            print(f"{path} was made for other data or another base model: it is kept as {made.plans_name}.before.json")
+            edited = unedited is None or kept.sha256() != unedited.sha256()
+            what = f"it is kept as {set_aside(kept, folder).name}" if edited else "nobody had edited it, so it is planned anew"
+            print(f"{path} was made for other data, another privacy floor or another base model: {what}")
     made.save(path)
     return made
 

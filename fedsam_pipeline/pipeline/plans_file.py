@@ -1,11 +1,16 @@
 """A plan from the preprocessed folder, perhaps edited by hand: all that is wrong with it is said at once, before any long work."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.plan_rules import BASE_MODEL_RULES
+from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import planned_values
 from fedsam_pipeline.specs.document import Rule
+from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.plans import Plans
 
 
@@ -50,3 +55,30 @@ def changed_values(kept: Plans, made: Plans) -> list[str]:
     """Names of the planned values in which two plans differ."""
     before, after = planned_values(kept), planned_values(made)
     return [name for name in before if name not in after or before[name] != after[name]] + [name for name in after if name not in before]
+
+
+def unedited_plan(folder: Path, name: str) -> Plans | None:
+    """What the planner made when it wrote ``NAME.json``: planned again from the fingerprint beside it.
+
+    ``None`` where there is no such plan, where it was made from another fingerprint than the one beside it, or where that cannot be read:
+    then nobody knows, and the plan counts as edited.
+    """
+    path, measured = folder / f"{name}.json", folder / "fingerprint.json"
+    if not (path.exists() and measured.exists()):
+        return None
+    kept = Plans.load(path)
+    try:
+        fingerprint = Fingerprint.load(measured)
+    except FedsamError:  # an older version wrote it; this run writes it anew
+        return None
+    if fingerprint.sha256() != kept.fingerprint_sha256:
+        return None
+    return make_plan(fingerprint, base_model_spec(kept.base_model), plans_name=name)
+
+
+def set_aside(plans: Plans, folder: Path) -> Path:
+    """Saves a plan as ``NAME.before.json``, or ``NAME.before2.json`` and so on: no earlier one is overwritten."""
+    names = (f"{plans.plans_name}.before{number if number > 1 else ''}.json" for number in count(1))
+    path = next(folder / name for name in names if not (folder / name).exists())
+    plans.save(path)
+    return path

@@ -15,12 +15,13 @@ from fedsam_pipeline.planning.grids import (
     add_counts,
     intensity_value,
     linear_value,
+    log_position,
     log_value,
     quantile_range,
 )
-from fedsam_pipeline.planning.objects import smallest_class
+from fedsam_pipeline.planning.objects import most_objects, object_extents, smallest_class
 from fedsam_pipeline.planning.thresholds import IntensityRules, SpacingRules, Thresholds
-from fedsam_pipeline.specs.fingerprint import Bin, ClassFingerprint, Fingerprint
+from fedsam_pipeline.specs.fingerprint import Bin, Counts, Fingerprint
 from fedsam_pipeline.specs.plans import Plans
 
 
@@ -63,18 +64,27 @@ def spacing_ranges(fingerprint: Fingerprint, rules: SpacingRules) -> Ranges:
     return found[0], found[1], found[2]
 
 
+def extent_ranges(fingerprint: Fingerprint) -> Ranges:
+    """Of the median field of view (z, y, x), mm."""
+    z, y, x = (value_range(counts, 0.5, _field_of_view) for counts in fingerprint.extent)
+    return z, y, x
+
+
 def size_ranges(fingerprint: Fingerprint, spacings: Ranges) -> Ranges:
     """Of the median size (z, y, x) in voxels, at a target spacing in ``spacings``."""
-    extents = (value_range(counts, 0.5, lambda position: linear_value(max(1, position), EXTENT_STEP)) for counts in fingerprint.extent)
+    extents = extent_ranges(fingerprint)
     z, y, x = (Range(extent.low / spacing.high, extent.high / spacing.low) for extent, spacing in zip(extents, spacings, strict=True))
     return z, y, x
 
 
-def object_ranges(classes: Iterable[ClassFingerprint]) -> tuple[Range | None, Range | None, Range | None]:
-    """Of the median extent along (z, y, x) of the objects of some classes together, mm; ``None`` without any."""
-    members = list(classes)
-    pooled = [add_counts(measured.extent_mm[axis] for measured in members) for axis in range(3)]
-    z, y, x = (value_range(counts, 0.5, log_value) if counts else None for counts in pooled)
+def object_ranges(fingerprint: Fingerprint, names: Iterable[str]) -> tuple[Range | None, Range | None, Range | None]:
+    """Of the median extent along (z, y, x) of the objects of some classes together, mm; ``None`` without any.
+
+    An object is no longer than its case's field of view. Of K objects, K - K // 2 are as long as the median or longer; they lie in so many
+    cases divided by the number of classes, and the shortest field of view of just these cannot be below that of as many largest ones.
+    """
+    members = [fingerprint.classes[name] for name in names]
+    z, y, x = (_object_range(fingerprint.extent[axis], [measured.extent_mm[axis] for measured in members]) for axis in range(3))
     return z, y, x
 
 
@@ -90,19 +100,32 @@ def precision_notes(
         rules: thresholds.
         spacing_known: the target spacing does not come from the fingerprint: the user set it.
     """
+    axis, in_plane = plans.slice_axis, [other for other in range(3) if other != plans.slice_axis]
     z, y, x = (Range(length, length) for length in plans.target_spacing)
     spacings = (z, y, x) if spacing_known else spacing_ranges(fingerprint, rules.spacing)
+    sizes, extents = size_ranges(fingerprint, spacings), extent_ranges(fingerprint)
+    lengths = [voxels * length for voxels, length in zip(size, plans.target_spacing, strict=True)]
+    grid = known_to(plans.target_spacing, spacings, "mm of spacing")
+    plane = known_to([size[other] for other in in_plane], [sizes[other] for other in in_plane], "voxels")
+    fields = known_to([lengths[other] for other in in_plane], [extents[other] for other in in_plane], "mm of field of view")
+    thickness = _thickness_note(fingerprint, axis)
+    cases, sites = fingerprint.num_cases, fingerprint.num_sites
+    side, number = _side_note(fingerprint, in_plane), _number_note(fingerprint)
     notes = {
         "target_spacing": known_to(plans.target_spacing, spacings, "mm"),
-        "image_size": known_to(*_in_plane(plans.slice_axis, size, size_ranges(fingerprint, spacings)), "voxels"),
+        "slice_axis": _joined(grid, known_to(lengths, extents, "mm of field of view")),
+        "image_size": plane,
+        "window": plane,
+        "slice_mixing": _joined(grid, thickness),
+        "slab_depth": _joined(known_to([plans.target_spacing[axis]], [spacings[axis]], "mm of spacing"), thickness),
+        "training.effective_batch": known_to([size[axis] * cases], [_times(sizes[axis], cases)], "slices"),
+        "training.rounds": known_to([size[axis] * cases / sites], [_times(sizes[axis], cases / sites)], "slices a site"),
+        "prompts.mode": _joined(side, number, fields) if rules.prompts.mode == "rule" else "",
+        "prompts.jitter_mm": side,
+        "prompts.dropout": _joined(side, fields),
     }
-    for number in range(len(plans.channels)):
-        notes[f"channels.{number}"] = _channel_note(fingerprint, plans, number, rules.intensity)
-    notes["slab_depth"] = _object_note(fingerprint.classes.values(), (plans.slice_axis,))
-    in_plane = sorted({0, 1, 2} - {plans.slice_axis})
-    smallest = smallest_class(fingerprint, in_plane)
-    for name in ("mode", "jitter_mm", "dropout"):
-        notes[f"prompts.{name}"] = _object_note([] if smallest is None else [fingerprint.classes[smallest[0]]], in_plane)
+    for channel in range(len(plans.channels)):
+        notes[f"channels.{channel}"] = _channel_note(fingerprint, plans, channel, rules.intensity)
     return {name: note for name, note in notes.items() if note}
 
 
@@ -125,14 +148,56 @@ def _channel_note(fingerprint: Fingerprint, plans: Plans, number: int, rules: In
     return known_to([planned.clip_low, planned.clip_high], ends, "at the two ends")
 
 
-def _object_note(classes: Iterable[ClassFingerprint], axes: Sequence[int]) -> str:
-    ranges = [found for axis, found in enumerate(object_ranges(classes)) if axis in axes and found is not None]
-    return known_to([(each.low + each.high) / 2 for each in ranges], ranges, "mm of object extent")
+def _thickness_note(fingerprint: Fingerprint, axis: int) -> str:
+    """Of the median object along one axis."""
+    found, possible = object_extents(fingerprint.classes.values())[axis], object_ranges(fingerprint, fingerprint.classes)[axis]
+    return "" if found is None or possible is None else known_to([found], [possible], "mm of object extent")
 
 
-def _in_plane(axis: int, values: Sequence[float], ranges: Ranges) -> tuple[list[float], list[Range]]:
-    others = [other for other in range(3) if other != axis]
-    return [values[other] for other in others], [ranges[other] for other in others]
+def _side_note(fingerprint: Fingerprint, axes: Sequence[int]) -> str:
+    """Of the longest side of the smallest class's median object; coarsening may have hidden which class that is."""
+    smallest = smallest_class(fingerprint, axes)
+    if smallest is None:
+        return ""
+    sides = []
+    for name in fingerprint.classes:
+        ranges = [found for axis, found in enumerate(object_ranges(fingerprint, [name])) if axis in axes and found is not None]
+        sides.append(Range(max(each.low for each in ranges), max(each.high for each in ranges)))
+    possible = Range(min(each.low for each in sides), min(each.high for each in sides))
+    return known_to([smallest[1]], [possible], "mm of object extent")
+
+
+def _number_note(fingerprint: Fingerprint) -> str:
+    """Of the objects in a case, of the class with the most."""
+    found = most_objects(fingerprint)
+    ranges = [value_range(measured.components, 0.5, float) for measured in fingerprint.classes.values()]
+    if found is None:
+        return ""
+    return known_to([found], [Range(max(each.low for each in ranges), max(each.high for each in ranges))], "objects a case")
+
+
+def _object_range(fields: Counts, parts: Sequence[Counts]) -> Range | None:
+    counts = add_counts(parts)
+    if not counts:
+        return None
+    found, cases, objects = value_range(counts, 0.5, log_value), sum(fields.values()), sum(counts.values())
+    shared = math.ceil((objects - objects // 2) / len(parts))
+    longest = value_range(fields, (cases - shared) / max(1, cases - 1), _field_of_view).high
+    cap = log_value(log_position(longest) + 1)  # both are rounded to their grids
+    return Range(found.low, max(found.low, min(found.high, cap)))
+
+
+def _times(numbers: Range, factor: float) -> Range:
+    return Range(numbers.low * factor, numbers.high * factor)
+
+
+def _joined(*notes: str) -> str:
+    """``known to ... and ...``."""
+    return " and ".join(note if not number else note.removeprefix("known to ") for number, note in enumerate(filter(None, notes)))
+
+
+def _field_of_view(position: float) -> float:
+    return linear_value(max(1, position), EXTENT_STEP)
 
 
 def _millimetres(position: float) -> float:

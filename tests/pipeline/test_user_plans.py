@@ -141,10 +141,32 @@ def test_an_edited_plan_is_kept_and_what_differs_is_named(folder: Path, capsys: 
 
 def test_a_plan_for_other_data_is_set_aside_even_where_labels_changed(folder: Path, tmp_path: Path) -> None:
     assert run("--no_pp") == 0
+    edit(folder / "plans.json", image_size=56)
     edit(tmp_path / "raw" / NAME / "dataset.json", labels={"background": 0, "organ": 1, "lump": 2})
     assert run("--no_pp") == 0
     assert "lump" in Plans.load(folder / "plans.json").labels
     assert "nodule" in Plans.load(folder / "plans.before.json").labels
+
+
+def test_no_edited_plan_is_ever_lost_and_others_leave_no_copy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--no_pp") == 0
+    for number, (floor, side) in enumerate((("2", 56), ("1", 84), ("2", 112))):
+        edit(folder / "plans.json", image_size=side)
+        assert run("--no_pp", "--privacy_floor", floor) == 0
+        assert Plans.load(folder / f"plans.before{number + 1 if number else ''}.json").image_size == side
+    assert (
+        "was made for other data, another privacy floor or another base model: it is kept as plans.before3.json" in capsys.readouterr().out
+    )
+    assert run("--no_pp", "--privacy_floor", "1") == 0
+    assert "nobody had edited it, so it is planned anew" in capsys.readouterr().out
+    assert len(list(folder.glob("plans.before*.json"))) == 3
+
+
+def test_a_plan_whose_fingerprint_is_gone_counts_as_edited(folder: Path) -> None:
+    assert run("--no_pp") == 0
+    (folder / "fingerprint.json").write_text("{}")
+    assert run("--no_pp", "--privacy_floor", "2") == 0
+    assert (folder / "plans.before.json").exists()
 
 
 # --clean

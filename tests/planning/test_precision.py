@@ -17,7 +17,7 @@ from fedsam_pipeline.planning.precision import Range, known_to, object_ranges, p
 from fedsam_pipeline.planning.privacy import release
 from fedsam_pipeline.planning.rules import make_plan, median_size
 from fedsam_pipeline.planning.thresholds import load_thresholds
-from fedsam_pipeline.specs.fingerprint import CASE_MASS, Fingerprint
+from fedsam_pipeline.specs.fingerprint import CASE_MASS, Bin, Fingerprint
 from fedsam_pipeline.specs.plans import Plans
 
 LITE = base_model_spec("lite_medsam")
@@ -32,7 +32,7 @@ def ct_case(generator: np.random.Generator, thickness: Sequence[float], slices: 
     hounsfield = generator.normal(generator.normal(60, 15), 40, 100).round()
     positions, counts = np.unique(intensity_positions(hounsfield), return_counts=True)
     masses = (counts * (CASE_MASS // 100)).astype(np.int32)
-    extents = [log_position(float(generator.uniform(20, 90))) for _ in range(3)]
+    extents = [log_position(min(float(generator.uniform(20, 90)), voxels * length)) for voxels, length in zip(size, spacing, strict=True)]
     return CaseMeasures(
         (
             *(round(1000 * length) for length in spacing),
@@ -85,7 +85,7 @@ def test_the_pooled_plan_lies_within_what_is_printed(seed: int, sizes: list[int]
         assert each.low * (1 - 1e-8) <= true <= each.high * (1 + 1e-8)
     for true, found, error in zip(clips(pooled), clips(released), printed(released, "channels.0", 2), strict=True):
         assert abs(true - found) <= error * (1 + 1e-9) + 1e-6
-    for true_extent, extent_range in zip(object_extents(exact.classes.values()), object_ranges(coarse.classes.values()), strict=True):
+    for true_extent, extent_range in zip(object_extents(exact.classes.values()), object_ranges(coarse, coarse.classes), strict=True):
         assert true_extent is not None and extent_range is not None
         assert extent_range.low * (1 - 1e-9) <= true_extent <= extent_range.high * (1 + 1e-9)
     assert pooled.channels[0].mean == pytest.approx(released.channels[0].mean, rel=1e-9)
@@ -136,16 +136,45 @@ def test_enough_equal_cases_leave_the_plan_as_it_was() -> None:
     assert one.model_dump(exclude={"fingerprint_sha256"}) == other.model_dump(exclude={"fingerprint_sha256"})
 
 
-def test_a_reason_says_what_the_floor_leaves_open() -> None:
+READ_A_NUMBER = {"target_spacing", "slice_axis", "image_size", "window", "slice_mixing", "slab_depth", "channels.0"} | {
+    f"{group}.{name}"
+    for group, names in (("training", ("effective_batch", "rounds")), ("prompts", ("mode", "jitter_mm", "dropout")))
+    for name in names
+}
+"""planned values whose rule reads counts that the floor may coarsen; the others read the number of cases, planned values or nothing"""
+
+
+def coarsened() -> Fingerprint:
     generator = np.random.default_rng(1)
-    sites = [[ct_case(generator, (1.0, 3.0, 5.0), (30, 60, 90)) for _ in range(6)]]
-    coarse = fingerprint(sites, 5)
+    return fingerprint([[ct_case(generator, (1.0, 3.0, 5.0), (30, 60, 90)) for _ in range(6)]], 5)
+
+
+def test_every_value_that_reads_a_coarsened_number_says_what_the_floor_leaves_open() -> None:
+    coarse = coarsened()
     plans = make_plan(coarse, LITE)
     notes = precision_notes(coarse, plans, median_size(coarse, plans.target_spacing), RULES)
-    assert {"target_spacing", "channels.0", "slab_depth", "image_size"} <= set(notes) <= set(plans.why)
-    for name in plans.why:
-        assert ("the privacy floor" in plans.why[name]) == (name in notes)
-        assert notes.get(name, "") in plans.why[name]
+    assert set(notes) == READ_A_NUMBER
+    assert {name for name, reason in plans.why.items() if "the privacy floor" in reason} == READ_A_NUMBER
+    assert all(notes[name] in plans.why[name] for name in notes)
+    assert notes["slice_axis"].endswith("mm of field of view") and " mm of spacing and +-" in notes["slice_axis"]
+    assert notes["training.rounds"].endswith("slices a site")
+
+
+def test_a_prompt_mode_that_the_thresholds_fix_reads_no_number() -> None:
+    coarse = coarsened()
+    fixed = RULES.model_copy(update={"prompts": RULES.prompts.model_copy(update={"mode": "box"})})
+    assert "the privacy floor" not in make_plan(coarse, LITE, thresholds=fixed).why["prompts.mode"]
+
+
+def test_no_object_is_longer_than_the_field_of_view() -> None:
+    case = ct_case(np.random.default_rng(0), (1.0,), (40,))
+    whole = fingerprint([[case] * 6], 5)
+    wide = {Bin(log_position(0.01), log_position(5000)): 6}
+    organ = whole.classes["organ"].model_copy(update={"extent_mm": (wide, wide, wide)})
+    coarse = whole.model_copy(update={"classes": {"organ": organ}})
+    found = object_ranges(coarse, ["organ"])[0]
+    assert found is not None and found.low < 0.02
+    assert 40 <= found.high <= 40 * 1.04
 
 
 @pytest.mark.parametrize(
