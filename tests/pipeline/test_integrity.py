@@ -87,6 +87,28 @@ def test_all_errors_of_all_cases_are_in_the_report(root: Path, capsys: pytest.Ca
     assert all(finding["found"] in log for finding in findings)
 
 
+@pytest.mark.parametrize("flags", [(), ("--verify_dataset_integrity",)])
+def test_errors_say_how_many_of_them_fix_mends(flags: tuple[str, ...], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = load_raw_dataset(root / "raw" / NAME)
+    slightly, far, *more = dataset.cases
+    command = "fedsam_plan_and_preprocess -d 1 --fix mends"
+    shift(dataset.label_path(slightly), 0.02)
+    assert run(*flags) == 2
+    shown = capsys.readouterr().err
+    assert f"{command} this in a copy of the dataset" in shown and shown.count("--fix") == 1
+    shift(dataset.label_path(far), 5.0)
+    assert run(*flags) == 2
+    shown = capsys.readouterr().err
+    assert f"{command} 1 of these 2 faults in a copy" in shown and "integrity.json" not in shown
+    for case in more[:4]:
+        shift(dataset.label_path(case), 5.0)
+    assert run(*flags) == 2
+    assert f"... all of them: {root / 'preprocessed' / NAME / 'integrity.json'}" in capsys.readouterr().err
+    shift(dataset.label_path(slightly), -0.02)
+    assert run(*flags) == 2
+    assert "--fix" not in capsys.readouterr().err
+
+
 def test_fix_writes_a_copy_that_plans(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = load_raw_dataset(root / "raw" / NAME)
     shift(dataset.label_path(dataset.cases[0]), 0.05)
