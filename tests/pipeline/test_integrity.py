@@ -35,7 +35,7 @@ def root(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def run(*flags: str) -> int:
-    return main(["-m", "tiny_random", "-np", "1", "--no_pp", *flags])
+    return main(["-m", "tiny_random", "-np", "1", *(() if "--fix" in flags or "-o" in flags else ("--no_pp",)), *flags])
 
 
 def report(root: Path, name: str = NAME) -> dict[str, Any]:
@@ -134,6 +134,16 @@ def test_fix_names_what_is_left(root: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert "left for a person: 1 errors" in printed and dataset.cases[1] in printed
     assert [finding["case"] for finding in report(root, "Dataset044_Demo_fixed")["findings"]] == [dataset.cases[1]]
+
+
+def test_flags_that_fix_would_ignore_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spacing = ("-overwrite_target_spacing", "1", "1", "1")
+    assert run("--fix", "--dry_run", "--clean", "--no_pp", "-p", "mine", *spacing, "--privacy_floor", "2") == 2
+    shown = capsys.readouterr().err
+    assert "leave -p, -overwrite_target_spacing, --no_pp, --clean, --privacy_floor, --dry_run out" in shown
+    assert run("-d", "1", "-o", "5") == 2
+    assert "leave -o out" in capsys.readouterr().err
+    assert not (root / "preprocessed").exists()
 
 
 def test_nothing_to_fix_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
