@@ -33,7 +33,7 @@ from fedsam_pipeline.specs.plans import Plans, check_plans_name
 
 COMMAND = "fedsam_plan_and_preprocess"
 DEFAULT_PLANS_NAME = "plans"
-MEND_PLAN = "mend these keys, or delete the file to plan anew"
+MEND_PLAN = "mend the file, or delete it to plan anew"
 
 log = logging.getLogger(__name__)
 
