@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USER_INPUT, FedsamError
 
@@ -60,6 +60,20 @@ def setting(text: str) -> tuple[str, float]:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text} is not NAME=NUMBER")
+
+
+def refuse_unused(given: Mapping[str, bool], expected: str) -> None:
+    """Refuses flags that the command would have to ignore.
+
+    Args:
+        given: flag to whether the user gave it.
+        expected: when these flags mean something.
+
+    Raises:
+        FedsamError: some were given; it names them all.
+    """
+    if unused := ", ".join(flag for flag, present in given.items() if present):
+        raise FedsamError("these flags would be ignored", found=unused, expected=expected, fix=f"leave {unused} out")
 
 
 def run_command(

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, refuse_unused, run_command
 from fedsam_pipeline.model.registry import BASE_MODELS, DEFAULT_BASE_MODEL
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.integrity import fix_into_copy
@@ -64,7 +64,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Refuses flags that ``--fix``, or its absence, leaves without a meaning."""
+    if not arguments.fix:
+        refuse_unused({"-o": arguments.o is not None}, "-o together with --fix: it numbers the copy")
+        return
+    ignored = {
+        "-p": arguments.p != DEFAULT_PLANS_NAME,
+        "-overwrite_target_spacing": arguments.overwrite_target_spacing is not None,
+        "--no_pp": arguments.no_pp,
+        "--clean": arguments.clean,
+        "--privacy_floor": arguments.privacy_floor is not None,
+        "--dry_run": arguments.dry_run,
+    }
+    refuse_unused(ignored, "--fix without them: it writes a mended copy, and neither plans nor preprocesses")
+
+
 def _body(arguments: argparse.Namespace) -> int:
+    _check_flags(arguments)
     folders = data_folders()
     if notice := folders.notice():
         print(notice)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_int, run_command
+from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_int, refuse_unused, run_command
 from fedsam_pipeline.paths import choose_dataset, data_folders
 
 
@@ -21,29 +21,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="where the pictures go (default: overlays/raw or overlays/PLANS in the preprocessed dataset)",
     )
     parser.add_argument("--preprocessed", action="store_true", help="draw the preprocessed store instead of the raw dataset")
-    parser.add_argument("-p", metavar="PLANS", default="plans", help="with --preprocessed, name of the plans")
+    parser.add_argument("-p", metavar="PLANS", help="with --preprocessed, name of the plans (default: plans)")
     parser.add_argument("-n", type=positive_int, metavar="N", help="draw N cases, evenly spread over the sorted names (default: all)")
     parser.add_argument("--channel", type=not_negative_int, metavar="N", default=0, help="number of the channel to draw")
     return parser
 
 
 def _body(arguments: argparse.Namespace) -> int:
+    from fedsam_pipeline.pipeline.plans_file import choose_planned
     from fedsam_pipeline.pipeline.plot_overlays import OVERLAY_FOLDER, plot_preprocessed, plot_raw
 
+    if not arguments.preprocessed:
+        refuse_unused({"-p": arguments.p is not None}, "-p together with --preprocessed: the raw dataset has no plan")
     folders = data_folders()
     if notice := folders.notice():
         print(notice)
     if arguments.preprocessed:
-        folder = choose_dataset(
-            folders.preprocessed,
-            arguments.d,
-            marker=f"{arguments.p}.json",
-            stage="planned",
-            fix="plan and preprocess it first: fedsam_plan_and_preprocess",
-        )
+        plans_name = arguments.p or "plans"
+        folder = choose_planned(folders.preprocessed, arguments.d, plans_name)
         print(f"dataset {folder.name}")
-        output = arguments.o or folder / OVERLAY_FOLDER / arguments.p
-        return plot_preprocessed(folder, arguments.p, output, number=arguments.n, channel=arguments.channel)
+        output = arguments.o or folder / OVERLAY_FOLDER / plans_name
+        return plot_preprocessed(folder, plans_name, output, number=arguments.n, channel=arguments.channel)
     raw = choose_dataset(folders.raw, arguments.d, stage="raw", fix="make the demo dataset with fedsam_make_demo_dataset, or check -d")
     print(f"dataset {raw.name}")
     output = arguments.o or folders.preprocessed / raw.name / OVERLAY_FOLDER / "raw"

@@ -8,11 +8,11 @@ from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.flower.strategy_settings import STRATEGIES
-from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.paths import data_folders
+from fedsam_pipeline.pipeline.plans_file import choose_planned
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.pipeline.train_table import result_table
-from fedsam_pipeline.specs.plans import check_plans_name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,13 +96,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _body(arguments: argparse.Namespace) -> None:
-    check_plans_name(arguments.p)
     folders = data_folders()
     if notice := folders.notice():
         print(notice)
-    preprocessed = choose_dataset(
-        folders.preprocessed, arguments.d, marker=f"{arguments.p}.json", stage="planned", fix="fedsam_plan_and_preprocess -d 1, for example"
-    )
+    preprocessed = choose_planned(folders.preprocessed, arguments.d, arguments.p)
     print(f"dataset {preprocessed.name}")
     request = TrainRequest(
         recipe=arguments.r,

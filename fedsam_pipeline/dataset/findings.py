@@ -118,23 +118,36 @@ class FindingsError(FedsamError):
         findings: at least one, errors only.
         where: the case or dataset, for the message.
         report: the file that holds all of them, if there is one.
+        number: of the dataset, so that the message can say what ``--fix`` mends; ``None`` where that is not to be said.
     """
 
-    def __init__(self, findings: Sequence[Finding], where: str, report: str | None = None) -> None:
+    def __init__(self, findings: Sequence[Finding], where: str, report: str | None = None, number: int | None = None) -> None:
         self.findings = tuple(findings)
-        self._where, self._report = where, report
+        self._where, self._report, self._number = where, report, number
         if len(self.findings) == 1:
             (only,) = self.findings
-            super().__init__(only.what, path=only.path, found=only.found, expected=only.expected, fix=only.fix)
+            super().__init__(
+                only.what, path=only.path, found=only.found, expected=only.expected, fix=with_mending(only.fix, self.findings, number)
+            )
             return
         shown = [str(finding.error()) for finding in self.findings[:SHOWN_FINDINGS]]
         if len(self.findings) > SHOWN_FINDINGS:
             shown.append("..." if report is None else f"... all of them: {report}")
         listed = "\n".join(f"    {line}" for entry in shown for line in entry.splitlines())
-        super().__init__(f"{where} has {len(self.findings)} faults", found=f"\n{listed}", fix="mend each as it says, or leave the case out")
+        fix = with_mending("mend each as it says, or leave the case out", self.findings, number)
+        super().__init__(f"{where} has {len(self.findings)} faults", found=f"\n{listed}", fix=fix)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return FindingsError, (self.findings, self._where, self._report)
+        return FindingsError, (self.findings, self._where, self._report, self._number)
+
+
+def with_mending(fix: str | None, findings: Sequence[Finding], number: int | None) -> str | None:
+    """``fix``, and what ``--fix`` mends of the findings of dataset ``number``; ``fix`` alone where that is nothing or not to be said."""
+    fixable = sum(finding.fixable for finding in findings)
+    if not fixable or number is None:
+        return fix
+    share = "this" if len(findings) == 1 else f"{fixable} of these {len(findings)} faults"
+    return f"{fix or 'mend the file'}; or: fedsam_plan_and_preprocess -d {number} --fix mends {share} in a copy of the dataset"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def verify_dataset(dataset: RawDataset, folder: Path, workers: CaseWorkers) -> R
     """
     report = check_dataset(dataset, folder, workers)
     if report.errors:
-        raise FindingsError(report.errors, dataset.name, str(folder / REPORT_FILE))
+        raise FindingsError(report.errors, dataset.name, str(folder / REPORT_FILE), dataset_id(dataset.name))
     print(report.text(PRINTED))
     return report
 

@@ -18,7 +18,7 @@ from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.clean import clean_stores
 from fedsam_pipeline.pipeline.cost_table import cost_table
 from fedsam_pipeline.pipeline.fingerprints import show_fingerprints, write_fingerprints
-from fedsam_pipeline.pipeline.integrity import verify_dataset, write_cheap_report
+from fedsam_pipeline.pipeline.integrity import REPORT_FILE, verify_dataset, write_cheap_report
 from fedsam_pipeline.pipeline.plans_file import changed_values, load_plans, set_aside, unedited_plan
 from fedsam_pipeline.planning.decision import mm
 from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_case
@@ -33,7 +33,7 @@ from fedsam_pipeline.specs.plans import Plans, check_plans_name
 
 COMMAND = "fedsam_plan_and_preprocess"
 DEFAULT_PLANS_NAME = "plans"
-MEND_PLAN = "mend these keys, or delete the file to plan anew"
+MEND_PLAN = "mend the file, or delete it to plan anew"
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _measure(dataset: RawDataset, folder: Path, workers: CaseWorkers, *, verify:
             failed.append(outcome)
     write_cheap_report(dataset, folder, failed, verified)
     if failed:
-        raise case_failure(dataset.name, failed)
+        raise case_failure(dataset.name, failed, number=dataset_id(dataset.name), report=folder / REPORT_FILE)
     return measured
 
 

@@ -7,11 +7,39 @@ from pathlib import Path
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.plan_rules import BASE_MODEL_RULES
 from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.paths import choose_dataset, dataset_id, list_datasets
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import planned_values
 from fedsam_pipeline.specs.document import Rule
 from fedsam_pipeline.specs.fingerprint import Fingerprint
-from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.plans import Plans, check_plans_name, is_plans_name
+
+
+def choose_planned(root: Path, identifier: str | None, name: str) -> Path:
+    """The folder of one preprocessed dataset that has a plan ``name``.
+
+    Args:
+        root: the folder of all preprocessed datasets.
+        identifier: see ``choose_dataset``; ``None`` takes the only dataset that has such a plan.
+        name: of the plan.
+
+    Raises:
+        FedsamError: no plan can be called so, there is no such dataset, or several and no identifier; or the dataset has only other plans.
+    """
+    check_plans_name(name)
+    only_with_it = identifier is None and list_datasets(root, f"{name}.json")
+    command = "fedsam_plan_and_preprocess"
+    marker = f"{name}.json" if only_with_it else "*.json"  # any plan, to say which there are
+    folder = choose_dataset(root, identifier, marker=marker, stage="planned", fix=f"plan and preprocess it first: {command}")
+    if not (folder / f"{name}.json").exists():
+        there = sorted(path.stem for path in folder.glob("*.json") if is_plans_name(path.stem))
+        raise FedsamError(
+            f"{folder.name} has no plan of this name",
+            path=folder / f"{name}.json",
+            found=f"plans {', '.join(there)}" if there else "no plan",
+            fix=f"give another name to -p, or make the plan: {command} -d {dataset_id(folder.name)} -p {name}",
+        )
+    return folder
 
 
 def load_plans(path: Path, *, fix: str, labels: Mapping[str, int] | None = None, channel_names: Sequence[str] | None = None) -> Plans:

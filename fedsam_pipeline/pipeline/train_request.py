@@ -106,7 +106,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     labels = read_label_scheme(dataset, preprocessed / "dataset.json")
     plans = load_plans(
         preprocessed / f"{request.plans_name}.json",
-        fix=f"mend these keys, or delete the file and plan again: {plan_again}",
+        fix=f"mend the file, or delete it and plan again: {plan_again}",
         labels=labels.classes,
     )
     if request.base_model not in (None, plans.base_model):

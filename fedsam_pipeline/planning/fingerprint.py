@@ -4,12 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedsam_pipeline.dataset.findings import SHOWN_FINDINGS, FindingsError, with_mending
 from fedsam_pipeline.dataset.integrity import verify_case
 from fedsam_pipeline.dataset.label_scheme import mark_ignored
 from fedsam_pipeline.dataset.raw import RawDataset
@@ -117,22 +119,27 @@ def _largest_component(components: NDArray[Any], number: int) -> tuple[slice, sl
     return box[0], box[1], box[2]
 
 
-def case_failure(where: str, failed: Sequence[CaseOutcome[Any]]) -> Exception:
+def case_failure(where: str, failed: Sequence[CaseOutcome[Any]], *, number: int | None = None, report: Path | None = None) -> Exception:
     """One exception for all cases that failed: a ``FedsamError`` that names them, or a ``RuntimeError`` where one failed by our own fault.
 
     Args:
         where: the site or dataset, for the message.
         failed: at least one.
+        number: of the dataset, see ``FindingsError``.
+        report: the file that holds all findings, if there is one.
     """
     for outcome in failed:
         if not isinstance(outcome.error, FedsamError):
             log.error("case %s of %s failed:\n%s", outcome.case, where, outcome.trace)
             return RuntimeError(f"case {outcome.case} of {where} failed: {outcome.error!r}")
+    findings = [finding for outcome in failed if isinstance(outcome.error, FindingsError) for finding in outcome.error.findings]
+    listed = None if report is None else str(report)
     if len(failed) == 1 and failed[0].error is not None:
-        return failed[0].error
-    shown = "\n".join(f"  {outcome.case}: {str(outcome.error).replace(chr(10), chr(10) + '    ')}" for outcome in failed[:5])
+        return FindingsError(findings, failed[0].case, listed, number) if findings else failed[0].error
+    shown = "\n".join(f"  {outcome.case}: {str(outcome.error).replace(chr(10), chr(10) + '    ')}" for outcome in failed[:SHOWN_FINDINGS])
+    more = "\n  ..." + (f" all of them: {listed}" if listed else "")
     return FedsamError(
         f"{len(failed)} cases of {where} do not pass the checks",
-        found=f"\n{shown}" + ("\n  ..." if len(failed) > 5 else ""),
-        fix="mend these files, or leave the cases out of dataset.json and its folders",
+        found=f"\n{shown}" + (more if len(failed) > SHOWN_FINDINGS else ""),
+        fix=with_mending("mend these files, or leave the cases out of dataset.json and its folders", findings, number),
     )

@@ -34,15 +34,13 @@ class ChannelPlan(Document):
     std: PositiveNumber | None = None
 
     def number_faults(self) -> Iterator[str]:
-        """What does not fit the scheme."""
+        """What does not fit the scheme; a rule of the plan, so that it hides no other fault of its channels."""
         numbers = {"clip_low": self.clip_low, "clip_high": self.clip_high, "mean": self.mean, "std": self.std}
         missing = [name for name, number in numbers.items() if number is None]
         if self.scheme == "ct" and missing:
             yield f"scheme: ct needs clip_low, clip_high, mean and std; {', '.join(missing)} missing"
         if self.clip_low is not None and self.clip_high is not None and self.clip_low >= self.clip_high:
             yield f"clip_low: {self.clip_low:g} is not below clip_high, {self.clip_high:g}"
-
-    rules: ClassVar[tuple[Rule, ...]] = (Rule(("scheme", "clip_low", "clip_high", "mean", "std"), number_faults),)
 
 
 class InputTerm(Document):
@@ -139,6 +137,11 @@ class Plans(Document):
         if values != list(range(len(values))):
             yield f"labels: values must be consecutive from 0, found {values}"
 
+    def channel_faults(self) -> Iterator[str]:
+        """Channels whose numbers do not fit their scheme."""
+        for number, channel in enumerate(self.channels):
+            yield from (f"channels.{number}.{fault}" for fault in channel.number_faults())
+
     def input_faults(self) -> Iterator[str]:
         """Encoder inputs without a source."""
         for number, terms in enumerate(self.encoder_inputs):
@@ -162,6 +165,7 @@ class Plans(Document):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(("labels",), label_faults),
+        Rule(("channels",), channel_faults),
         Rule(("encoder_inputs", "channels"), input_faults),
         Rule(("encoder_inputs", "slice_mixing", "slab_depth"), mixing_faults),
         Rule(("slab_depth", "training"), slab_faults),

@@ -170,7 +170,7 @@ def test_training_with_several_planned_datasets_and_no_number(capsys: pytest.Cap
         (["-f", "7"], ("there is no such fold", "-f 7", "0 to 4, or all")),
         (["-f", "x"], ("there is no such fold", "-f x")),
         (["-m", "vit_b"], ("the plan is for another base model", "tiny_random", "fedsam_plan_and_preprocess -d 1 -m vit_b")),
-        (["-p", "mine"], ("there is no planned dataset",)),
+        (["-p", "mine"], ("Dataset001_Demo has no plan of this name", "plans plans")),
         (["-d", "Demo"], ("planned dataset Demo is missing", "Dataset001_Demo")),
     ],
 )

@@ -35,7 +35,7 @@ def root(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def run(*flags: str) -> int:
-    return main(["-m", "tiny_random", "-np", "1", "--no_pp", *flags])
+    return main(["-m", "tiny_random", "-np", "1", *(() if "--fix" in flags or "-o" in flags else ("--no_pp",)), *flags])
 
 
 def report(root: Path, name: str = NAME) -> dict[str, Any]:
@@ -87,6 +87,28 @@ def test_all_errors_of_all_cases_are_in_the_report(root: Path, capsys: pytest.Ca
     assert all(finding["found"] in log for finding in findings)
 
 
+@pytest.mark.parametrize("flags", [(), ("--verify_dataset_integrity",)])
+def test_errors_say_how_many_of_them_fix_mends(flags: tuple[str, ...], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = load_raw_dataset(root / "raw" / NAME)
+    slightly, far, *more = dataset.cases
+    command = "fedsam_plan_and_preprocess -d 1 --fix mends"
+    shift(dataset.label_path(slightly), 0.02)
+    assert run(*flags) == 2
+    shown = capsys.readouterr().err
+    assert f"{command} this in a copy of the dataset" in shown and shown.count("--fix") == 1
+    shift(dataset.label_path(far), 5.0)
+    assert run(*flags) == 2
+    shown = capsys.readouterr().err
+    assert f"{command} 1 of these 2 faults in a copy" in shown and "integrity.json" not in shown
+    for case in more[:4]:
+        shift(dataset.label_path(case), 5.0)
+    assert run(*flags) == 2
+    assert f"... all of them: {root / 'preprocessed' / NAME / 'integrity.json'}" in capsys.readouterr().err
+    shift(dataset.label_path(slightly), -0.02)
+    assert run(*flags) == 2
+    assert "--fix" not in capsys.readouterr().err
+
+
 def test_fix_writes_a_copy_that_plans(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = load_raw_dataset(root / "raw" / NAME)
     shift(dataset.label_path(dataset.cases[0]), 0.05)
@@ -112,6 +134,16 @@ def test_fix_names_what_is_left(root: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert "left for a person: 1 errors" in printed and dataset.cases[1] in printed
     assert [finding["case"] for finding in report(root, "Dataset044_Demo_fixed")["findings"]] == [dataset.cases[1]]
+
+
+def test_flags_that_fix_would_ignore_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spacing = ("-overwrite_target_spacing", "1", "1", "1")
+    assert run("--fix", "--dry_run", "--clean", "--no_pp", "-p", "mine", *spacing, "--privacy_floor", "2") == 2
+    shown = capsys.readouterr().err
+    assert "leave -p, -overwrite_target_spacing, --no_pp, --clean, --privacy_floor, --dry_run out" in shown
+    assert run("-d", "1", "-o", "5") == 2
+    assert "leave -o out" in capsys.readouterr().err
+    assert not (root / "preprocessed").exists()
 
 
 def test_nothing_to_fix_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

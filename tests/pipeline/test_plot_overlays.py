@@ -89,6 +89,18 @@ def test_input_that_does_not_fit(
     assert words in capsys.readouterr().err
 
 
+def test_a_plan_of_another_name_and_a_plan_of_the_raw_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_textured(tmp_path / "raw")
+    folder = write_planned(tmp_path / "preprocessed")
+    assert main(["--preprocessed", "-p", "nope", "-d", folder.name]) == 2
+    shown = capsys.readouterr().err
+    assert f"{folder.name} has no plan of this name" in shown and "plans plans" in shown and "-p nope" in shown
+    assert main(["-p", "plans"]) == 2
+    shown = capsys.readouterr().err
+    assert "these flags would be ignored" in shown and "leave -p out" in shown
+    assert not (tmp_path / "preprocessed" / RAW).exists()
+
+
 def test_a_plan_without_its_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_planned(tmp_path / "preprocessed")
     for path in folder.glob("store_*/*"):

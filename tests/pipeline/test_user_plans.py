@@ -116,6 +116,34 @@ def test_all_faults_of_an_edited_plan_are_named_before_the_work(folder: Path, ca
     assert len(list((folder / "logs").iterdir())) == logs
 
 
+def test_a_channel_without_its_numbers_hides_no_other_fault(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--no_pp") == 0
+    (channel,) = json.loads((folder / "plans.json").read_text())["channels"]
+    missing = [[{"channel": 3, "offset": 0}]] * 3
+    edit(folder / "plans.json", channels=[channel | {"name": "PET", "scheme": "ct"}], encoder_inputs=missing, slab_depth=5)
+    capsys.readouterr()
+    assert run("--no_pp") == 2
+    shown = capsys.readouterr().err
+    for words in (
+        "6 faults",
+        "channels.0.scheme: ct needs clip_low, clip_high, mean and std; clip_low, clip_high, mean, std missing",
+        "channels: PET, but dataset.json has",
+        "encoder_inputs.2: there is no channel 3",
+        "slab_depth: 5 does not divide",
+    ):
+        assert words in shown
+
+
+def test_a_plan_that_is_no_json_says_where(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--no_pp") == 0
+    text = (folder / "plans.json").read_text()
+    (folder / "plans.json").write_text(text.replace(",\n", "\n", 1))
+    capsys.readouterr()
+    assert run("--no_pp") == 2
+    shown = capsys.readouterr().err
+    assert "cannot be read as JSON" in shown and "line 3" in shown and "keys" not in shown
+
+
 def test_training_names_the_same_faults(folder: Path, tmp_path: Path) -> None:
     assert run("--no_pp") == 0
     edit(folder / "plans.json", image_size=30, base_model="sam9", labels={"background": 0, "organ": 1, "lump": 2})
