@@ -17,6 +17,7 @@ from fedsam_pipeline.dataset.raw_checks import (
     complain,
     find_test_cases,
     find_training_cases,
+    raise_file_faults,
     read_channel_names,
     read_explicit_cases,
     read_file_ending,
@@ -150,12 +151,14 @@ def load_raw_dataset(folder: Path) -> RawDataset:
     mapping = read_site_mapping(folder, scheme, channel_names)
     explicit = read_explicit_cases(content, path, folder)
     if explicit is None:
-        cases = find_training_cases(folder, ending, mapping.num_files)
+        cases, faults = find_training_cases(folder, ending, mapping.num_files)
         files: dict[str, CaseFiles] = {}
     else:
-        check_files(explicit, path, mapping.num_files)
+        faults = check_files(explicit, path, mapping.num_files)
         files = {case: CaseFiles(images, label) for case, (images, label) in explicit.items()}
         cases = sorted(explicit)
+    test_cases, test_faults = find_test_cases(folder, ending, mapping.num_files)
+    raise_file_faults([*faults, *test_faults], folder)
     refuse_clashes(cases, path)
     sites = assign_sites(content, "sites", cases, path, default=mapping.site or ONLY_SITE)
     if mapping.site is not None and set(sites) != {mapping.site}:
@@ -166,7 +169,6 @@ def load_raw_dataset(folder: Path) -> RawDataset:
             expected=f"{FILE_NAME} in the folder of one site",
             fix="remove sites from dataset.json, or correct the name",
         )
-    test_cases = find_test_cases(folder, ending, mapping.num_files)
     test_sites = assign_sites(content, "test_sites", test_cases, path, default=next(iter(sites)) if len(sites) == 1 else "test")
     return RawDataset(
         folder=folder,

@@ -4,7 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsam_pipeline.dataset.dicom import is_series_folder
 from fedsam_pipeline.dataset.label_scheme import BACKGROUND_NAME, LabelScheme, read_label_scheme
@@ -17,6 +17,13 @@ _SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 ExplicitCases = dict[str, tuple[tuple[Path, ...], Path]]
+
+
+class FoundCases(NamedTuple):
+    """The cases of a folder, sorted, and all that is wrong with its files."""
+
+    cases: list[str]
+    faults: list[FedsamError]
 
 
 def complain(path: Path, what: str, *, found: object = None, expected: object = None, fix: str | None = None) -> FedsamError:
@@ -87,11 +94,23 @@ def read_explicit_cases(content: Mapping[str, Any], path: Path, folder: Path) ->
     }
 
 
-def check_files(explicit: ExplicitCases, path: Path, channels: int) -> None:
-    """Every listed file must be there, and every case must have all channels."""
+def raise_file_faults(faults: Sequence[FedsamError], folder: Path) -> None:
+    """One error for all faults of the files; nothing without any."""
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        listed = "\n".join(f"    {line}" for fault in faults for line in str(fault).splitlines())
+        raise complain(
+            folder, f"the raw dataset's files have {len(faults)} kinds of faults", found=f"\n{listed}", fix="mend each as it says"
+        )
+
+
+def check_files(explicit: ExplicitCases, path: Path, channels: int) -> list[FedsamError]:
+    """The faults of the listed files: every one must be there, and every case must have all channels."""
+    faults = []
     wrong = [f"{case} ({len(images)})" for case, (images, _) in explicit.items() if len(images) != channels]
     if wrong:
-        raise complain(path, "cases have a wrong number of channels", found=some(wrong), expected=f"{channels} image files a case")
+        faults.append(complain(path, "cases have a wrong number of channels", found=some(wrong), expected=f"{channels} image files a case"))
     gone = [
         f"{case} ({file.name})"
         for case, (images, label) in explicit.items()
@@ -99,49 +118,65 @@ def check_files(explicit: ExplicitCases, path: Path, channels: int) -> None:
         if not file.is_file() and not (file in images and is_series_folder(file))
     ]
     if gone:
-        raise complain(path, "files that dataset.json lists are missing", found=some(gone), fix="restore the files, or remove the entries")
+        what = "files that dataset.json lists are missing"
+        faults.append(complain(path, what, found=some(gone), fix="restore the files, or remove the entries"))
+    return faults
 
 
-def find_training_cases(folder: Path, ending: str, channels: int) -> list[str]:
-    """Cases of ``imagesTr``, sorted; each must have all channels and a mask in ``labelsTr``."""
-    for name in ("imagesTr", "labelsTr"):
-        if not (folder / name).is_dir():
-            raise complain(folder / name, "a folder of the raw dataset is missing", fix=f"create {name} and put the files there")
-    cases = _cases_of(folder / "imagesTr", ending, channels)
+def find_training_cases(folder: Path, ending: str, channels: int) -> FoundCases:
+    """Cases of ``imagesTr``; each must have all channels and a mask in ``labelsTr``."""
+    absent = [
+        complain(folder / name, "a folder of the raw dataset is missing", fix=f"create {name} and put the files there")
+        for name in ("imagesTr", "labelsTr")
+        if not (folder / name).is_dir()
+    ]
+    if absent:
+        return FoundCases([], absent)
+    cases, faults = _cases_of(folder / "imagesTr", ending, channels)
     if not cases:
-        raise complain(
-            folder / "imagesTr",
-            "the dataset has no cases",
-            found=some(file.name for file in _visible(folder / "imagesTr")),
-            expected=f"files named CASE_0000{ending}",
-            fix="add images, or correct file_ending in dataset.json",
+        return FoundCases(
+            [],
+            faults
+            or [
+                complain(
+                    folder / "imagesTr",
+                    "the dataset has no cases",
+                    found=some(file.name for file in _visible(folder / "imagesTr")),
+                    expected=f"files named CASE_0000{ending}",
+                    fix="add images, or correct file_ending in dataset.json",
+                )
+            ],
         )
     masks = {file.name.removesuffix(ending) for file in _visible(folder / "labelsTr") if file.name.endswith(ending)}
     without_mask = set(cases) - masks
     if without_mask:
-        raise complain(
-            folder / "labelsTr",
-            "labels are missing",
-            found=f"no mask for {some(without_mask)}",
-            expected=f"one file CASE{ending} for each case of imagesTr",
-            fix="add the masks, or move these images to imagesTs",
+        faults.append(
+            complain(
+                folder / "labelsTr",
+                "labels are missing",
+                found=f"no mask for {some(without_mask)}",
+                expected=f"one file CASE{ending} for each case of imagesTr",
+                fix="add the masks, or move these images to imagesTs",
+            )
         )
     without_image = masks - set(cases)
     if without_image:
-        raise complain(
-            folder / "imagesTr",
-            "masks have no image",
-            found=some(without_image),
-            expected=f"CASE_0000{ending} in imagesTr for each mask of labelsTr",
-            fix="add the images, or remove the masks",
+        faults.append(
+            complain(
+                folder / "imagesTr",
+                "masks have no image",
+                found=some(without_image),
+                expected=f"CASE_0000{ending} in imagesTr for each mask of labelsTr",
+                fix="add the images, or remove the masks",
+            )
         )
-    return cases
+    return FoundCases(cases, faults)
 
 
-def find_test_cases(folder: Path, ending: str, channels: int) -> list[str]:
-    """Cases of ``imagesTs``, sorted; none where the folder is missing."""
+def find_test_cases(folder: Path, ending: str, channels: int) -> FoundCases:
+    """Cases of ``imagesTs``; none where the folder is missing."""
     images = folder / "imagesTs"
-    return _cases_of(images, ending, channels) if images.is_dir() else []
+    return _cases_of(images, ending, channels) if images.is_dir() else FoundCases([], [])
 
 
 def assign_sites(content: Mapping[str, Any], key: str, cases: Sequence[str], path: Path, *, default: str) -> dict[str, tuple[str, ...]]:
@@ -244,7 +279,7 @@ def channel_path(folder: Path, name: str, ending: str) -> Path:
     return series if series.is_dir() else folder / f"{name}{ending}"
 
 
-def _cases_of(folder: Path, ending: str, channels: int) -> list[str]:
+def _cases_of(folder: Path, ending: str, channels: int) -> FoundCases:
     found: dict[str, list[int]] = defaultdict(list)
     unnumbered = []
     for file in _visible(folder):
@@ -256,13 +291,16 @@ def _cases_of(folder: Path, ending: str, channels: int) -> list[str]:
             unnumbered.append(file.name)
         else:
             found[match.group(1)].append(int(match.group(2)))
+    errors = []
     if unnumbered:
-        raise complain(
-            folder,
-            "image file names lack the channel number",
-            found=some(unnumbered),
-            expected=f"CASE_0000{ending}",
-            fix="rename the files, the first channel with _0000",
+        errors.append(
+            complain(
+                folder,
+                "image file names lack the channel number",
+                found=some(unnumbered),
+                expected=f"CASE_0000{ending}",
+                fix="rename the files, the first channel with _0000",
+            )
         )
     wanted = set(range(channels))
     faults = []
@@ -271,14 +309,16 @@ def _cases_of(folder: Path, ending: str, channels: int) -> list[str]:
         faults += [f"{case}_{number:04d} too many" for number in sorted(set(numbers) - wanted)]
         faults += [f"{case}_{number:04d} both as a file and as a folder" for number in sorted(wanted) if numbers.count(number) > 1]
     if faults:
-        raise complain(
-            folder,
-            "cases have a wrong number of channels",
-            found=some(faults),
-            expected=f"{channels} files a case, _0000 to _{channels - 1:04d}, as channel_names (or channels.order of site.toml) says",
-            fix="add the missing files, remove the others, or correct channel_names in dataset.json",
+        errors.append(
+            complain(
+                folder,
+                "cases have a wrong number of channels",
+                found=some(faults),
+                expected=f"{channels} files a case, _0000 to _{channels - 1:04d}, as channel_names (or channels.order of site.toml) says",
+                fix="add the missing files, remove the others, or correct channel_names in dataset.json",
+            )
         )
-    return sorted(found)
+    return FoundCases(sorted(found), errors)
 
 
 def _visible(folder: Path) -> list[Path]:

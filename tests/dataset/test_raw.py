@@ -213,3 +213,16 @@ def test_missing_labels_and_images(tmp_path: Path) -> None:
     assert "masks have no image" in message(folder) and "1: zz" in message(folder)
     shutil.rmtree(folder / "labelsTr")
     assert "a folder of the raw dataset is missing" in message(folder)
+
+
+def test_all_faults_of_the_files_are_named_at_once(tmp_path: Path) -> None:
+    folder = make_raw(tmp_path)
+    (folder / "imagesTr" / "a1_0001.nii.gz").unlink()
+    (folder / "imagesTs" / "t1_0001.nii.gz").unlink()
+    (folder / "labelsTr" / "a2.nii.gz").rename(folder / "labelsTr" / "zz.nii.gz")
+    text = message(folder)
+    for words in ("4 kinds of faults", "1: a1_0001 missing", "1: t1_0001 missing", "no mask for 1: a2", "masks have no image", "1: zz"):
+        assert words in text
+    (folder / "labelsTr" / "zz.nii.gz").rename(folder / "labelsTr" / "a2.nii.gz")
+    shutil.copy(folder / "imagesTr" / "a1_0000.nii.gz", folder / "imagesTr" / "a1_0001.nii.gz")
+    assert "kinds of faults" not in message(folder)
