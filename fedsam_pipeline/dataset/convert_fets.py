@@ -26,6 +26,7 @@ from fedsam_pipeline.dataset.staging import new_dataset_folder
 TABLE = "partitioning_1.csv"
 CHANNELS = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 """ending of the file's name to the channel's name, in the order of our channels"""
+UNPACK = "unpack MICCAI_FeTS2022_TrainingData again, and keep nothing else in its folder"
 _VALUES = {0: 0, 1: 1, 2: 2, 4: 3}
 
 
@@ -48,12 +49,16 @@ def convert_fets(
     folder = new_dataset_folder(Path(root), number, "FeTS2022")
     source = find_root(Path(source), lambda path: (path / TABLE).is_file() or any(_is_subject(child) for child in visible(path)))
     table = Path(sites_file) if sites_file is not None else source / TABLE
+    absent = [] if sites_file is not None or table.is_file() else [f"no {TABLE}"]
+    absent += [] if any(_is_subject(path) for path in visible(source)) else ["no folder of a subject"]
+    if absent:
+        raise misfit(source, absent, FETS, UNPACK)
     rows = read_table(table, [("Subject_ID", "Partition_ID")], "columns Partition_ID, Subject_ID")
     site_of = {row["Subject_ID"]: row["Partition_ID"] for row in rows}
     subjects = {path.name: path for path in visible(source) if path.is_dir()}
     masks = {name: mask for name, path in subjects.items() if (mask := _file(path, "seg")) is not None}
     images = {name: tuple(_file(path, ending) for ending in CHANNELS) for name, path in subjects.items()}
-    faults = [] if subjects else ["no folder of a subject"]
+    faults = []
     for words, names in (
         (f"rows of {table.name} without a folder", site_of.keys() - subjects.keys()),
         (f"folders with a mask that {table.name} does not name", masks.keys() - site_of.keys()),
@@ -66,7 +71,7 @@ def convert_fets(
         if names:
             faults.append(f"{words}, {some(names)}")
     if faults:
-        raise misfit(source, faults, FETS, "unpack MICCAI_FeTS2022_TrainingData again, and keep nothing else in its folder")
+        raise misfit(source, faults, FETS, UNPACK)
     site_name = site_names(site_of.values())
     cases = [
         SourceCase(

@@ -75,8 +75,9 @@ def load_splits(path: Path, cases: Collection[str], patients: Mapping[str, str] 
         FedsamError: missing, of another shape, a case that the dataset lacks, a case or a patient both in train and val of a fold, a fold
             without training cases, or a case of the dataset that no fold names.
     """
-    fix = f"delete {path.name} and run fedsam_plan_and_preprocess again"
-    content = read_json(path, fix=fix)
+    again = "run fedsam_plan_and_preprocess again"
+    fix = f"mend the file, or delete it and {again} to draw new splits"
+    content = read_json(path, fix=fix if path.exists() else again)
     shape = 'a list of {"train": ["CASE", ...], "val": ["CASE", ...]}, one a fold'
     if not isinstance(content, list) or not content or not all(_is_split(entry) for entry in content):
         raise FedsamError("the splits have another shape", path=path, expected=shape, fix=fix)

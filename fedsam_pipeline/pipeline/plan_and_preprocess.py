@@ -20,6 +20,7 @@ from fedsam_pipeline.pipeline.cost_table import cost_table
 from fedsam_pipeline.pipeline.fingerprints import show_fingerprints, write_fingerprints
 from fedsam_pipeline.pipeline.integrity import REPORT_FILE, verify_dataset, write_cheap_report
 from fedsam_pipeline.pipeline.plans_file import changed_values, load_plans, set_aside, unedited_plan
+from fedsam_pipeline.pipeline.target_spacing import check_target_spacing
 from fedsam_pipeline.planning.decision import mm
 from fedsam_pipeline.planning.fingerprint import case_failure, fingerprint_case
 from fedsam_pipeline.planning.measures import SiteMeasures
@@ -99,6 +100,8 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
             return EXIT_DONE
         unedited = unedited_plan(folder, request.plans_name)
         fingerprint = write_fingerprints(dataset, measured, request.privacy_floor, folder)
+        if request.target_spacing is not None:
+            check_target_spacing(fingerprint, request.target_spacing)
         made = make_plan(fingerprint, spec, plans_name=request.plans_name, target_spacing=request.target_spacing)
         plans = _kept_or_made(folder, made, unedited, spacing_chosen=request.target_spacing is not None)
         write_json(folder / "dataset.json", _dataset_json(dataset))

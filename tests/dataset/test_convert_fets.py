@@ -100,7 +100,8 @@ def test_every_misfit_is_listed(tmp_path: Path) -> None:
         assert words in text
 
 
-def test_no_release_at_all(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    text = refused(convert_fets, tmp_path / "empty", tmp_path / "raw")
-    assert "a table cannot be read" in text and "partitioning_1.csv" in text
+def test_a_folder_of_something_else_shows_the_layout(tmp_path: Path) -> None:
+    (tmp_path / "in" / "holiday").mkdir(parents=True)
+    text = refused(convert_fets, tmp_path / "in", tmp_path / "raw")
+    assert "not laid out as expected" in text and "no partitioning_1.csv" in text and "no folder of a subject" in text
+    assert "{t1,t1ce,t2,flair,seg}.nii.gz" in text and "unpack" in text

@@ -98,7 +98,7 @@ def test_splits_that_do_not_fit(tmp_path: Path, content: Any, words: str) -> Non
     path.write_text(json.dumps(content))
     with pytest.raises(FedsamError, match=words) as caught:
         load_splits(path, ["a", "b"])
-    assert "delete splits_final.json and run fedsam_plan_and_preprocess again" in str(caught.value)
+    assert "mend the file, or delete it and run fedsam_plan_and_preprocess again to draw new splits" in str(caught.value)
 
 
 def test_missing_splits(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def test_a_rerun_keeps_the_spacing_and_another_one_is_refused(folder: Path, caps
     assert (folder / "mine.json").read_bytes() == before
 
 
+def test_spacings_at_which_nothing_could_be_preprocessed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for lengths, words in (
+        (("0.001", "0.001", "0.001"), ("the target spacing is too fine", "0.001 x 0.001 x 0.001 mm", "GiB", "a coarser spacing")),
+        (("1", "1", "80"), ("the target spacing is too coarse", "at least 4 along each axis", "a finer spacing along x")),
+    ):
+        assert run("-p", "mine", "-overwrite_target_spacing", *lengths) == 2
+        shown = capsys.readouterr().err
+        assert not [word for word in words if word not in shown]
+    assert not (folder / "mine.json").exists() and not list(folder.glob("store_*"))
+
+
 @pytest.mark.parametrize("lengths", [("1", "1"), ("1", "1", "0"), ("1", "1", "-2"), ("1", "1", "nan"), ("1", "1", "x")])
 def test_spacings_that_are_none(lengths: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
