@@ -10,7 +10,7 @@ from fedsam_pipeline.planning.grids import EXTENT_STEP, linear_value, median
 from fedsam_pipeline.planning.objects import most_objects, object_extents, smallest_class
 from fedsam_pipeline.planning.precision import precision_notes
 from fedsam_pipeline.planning.prompt_rules import prompts
-from fedsam_pipeline.planning.thresholds import ResamplingRules, Thresholds, TrainingRules, load_thresholds
+from fedsam_pipeline.planning.thresholds import ResamplingRules, SliceMixingRules, Thresholds, TrainingRules, load_thresholds
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.plans import Plans, ResamplingPlan, TrainingPlan
@@ -64,7 +64,9 @@ def make_plan(
         for number, channel in enumerate(fingerprint.channels)
     )
     total_slices = fingerprint.num_cases * size[axis]
-    training_plan, training_why = _training(side, total_slices, fingerprint, rules.training)
+    training_plan, training_why = _training(
+        side, total_slices, fingerprint, rules.training, rules.slice_mixing if mixing == "mixer" else None
+    )
     batch, min_mixed = training_plan.effective_batch, rules.slice_mixing.min_mixed_slices
     depth = _decide(why, "slab_depth", geometry.slab_depth(spacing[axis], thickness, batch, mixing, rules.slab, min_mixed))
     field_of_view = max(size[other] * spacing[other] for other in in_plane)
@@ -109,8 +111,10 @@ def _decide(why: dict[str, str], name: str, decision: Decision[T]) -> T:
     return decision.value
 
 
-def _training(side: int, total_slices: float, fingerprint: Fingerprint, rules: TrainingRules) -> tuple[TrainingPlan, dict[str, str]]:
-    batch = training.effective_batch(side, total_slices, rules)
+def _training(
+    side: int, total_slices: float, fingerprint: Fingerprint, rules: TrainingRules, mixed: SliceMixingRules | None
+) -> tuple[TrainingPlan, dict[str, str]]:
+    batch = training.effective_batch(side, total_slices, rules, mixed)
     decisions: dict[str, Decision[object]] = {
         "effective_batch": Decision(*batch),
         "rounds": Decision(*training.rounds(total_slices, fingerprint.num_sites, batch.value, rules)),

@@ -43,6 +43,7 @@ class SliceMixingRules(Document):
     max_spacing_ratio: PositiveFloat
     min_object_slices: float = Field(ge=0)
     min_mixed_slices: int = Field(ge=2)
+    min_mixed_slabs: PositiveInt
 
 
 class IntensityRules(Document):

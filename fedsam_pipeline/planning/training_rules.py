@@ -3,26 +3,33 @@
 import math
 
 from fedsam_pipeline.planning.decision import Decision
-from fedsam_pipeline.planning.thresholds import TrainingRules
+from fedsam_pipeline.planning.thresholds import SliceMixingRules, TrainingRules
 
 
-def effective_batch(image_side: int, total_slices: float, rules: TrainingRules) -> Decision[int]:
+def effective_batch(image_side: int, total_slices: float, rules: TrainingRules, mixed: SliceMixingRules | None = None) -> Decision[int]:
     """Slices an optimizer step: a power of two.
 
     Args:
         image_side: side of the encoder's input, pixels.
         total_slices: slices of all cases of the federation at target spacing.
         rules: thresholds.
+        mixed: thresholds of the slice mixer, where there is one: its slabs are deep, and a step needs several of them.
     """
     by_pixels = rules.pixels_per_step / image_side**2
     by_share = rules.max_batch_share * total_slices
     limit = max(rules.min_batch, min(rules.max_batch, by_pixels, by_share))
     batch = 2 ** math.floor(math.log2(limit) + 1e-9)
-    return Decision(
-        batch,
+    why = (
         f"{rules.pixels_per_step} pixels are {by_pixels:.3g} images of {image_side} x {image_side}, {100 * rules.max_batch_share:g} % "
-        f"of {total_slices:.0f} slices are {by_share:.3g}: power of two within [{rules.min_batch}, {rules.max_batch}]",
+        f"of {total_slices:.0f} slices are {by_share:.3g}: power of two within [{rules.min_batch}, {rules.max_batch}]"
     )
+    if mixed is None:
+        return Decision(batch, why)
+    slabs, slices = mixed.min_mixed_slabs, mixed.min_mixed_slices
+    enough = 2 ** min(math.ceil(math.log2(slabs * slices)), math.floor(math.log2(rules.max_batch)))
+    if batch >= enough:
+        return Decision(batch, why)
+    return Decision(enough, f"{why}, {batch}; but {slabs} slabs of the {slices} slices that the slice mixer needs make {enough}")
 
 
 def rounds(total_slices: float, num_sites: int, batch: int, rules: TrainingRules) -> Decision[int]:

@@ -142,6 +142,18 @@ def test_slab_depth(spacing: float, extent: float | None, batch: int, expected: 
     assert batch % depth == 0
 
 
+@pytest.mark.parametrize(("side", "expected"), [(224, 8), (150, 8), (112, 16), (56, 16)])
+def test_a_step_has_two_slabs_to_mix(side: int, expected: int, rules: Thresholds) -> None:
+    batch = training.effective_batch(side, 1e5, rules.training, rules.slice_mixing)
+    assert batch.value == expected
+    alone = training.effective_batch(side, 1e5, rules.training)
+    assert ("2 slabs of the 4 slices that the slice mixer needs make 8" in batch.why) == (batch.value > alone.value)
+    depth = geometry.slab_depth(1.0, 20.0, batch.value, "mixer", rules.slab, rules.slice_mixing.min_mixed_slices).value
+    assert depth == 4 and batch.value // depth >= 2
+    capped = rules.training.model_copy(update={"max_batch": 4})
+    assert training.effective_batch(side, 1e5, capped, rules.slice_mixing).value == 4
+
+
 def test_a_mixer_has_slices_to_mix(rules: Thresholds) -> None:
     def depth(spacing: float, batch: int, mixing: geometry.SliceMixing) -> int:
         return geometry.slab_depth(spacing, 20.0, batch, mixing, rules.slab, rules.slice_mixing.min_mixed_slices).value
