@@ -3,8 +3,16 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedsam_pipeline.entrypoints.command import command_parser, positive_float, positive_int, run_command
+from fedsam_pipeline.errors import FedsamError
+
+if TYPE_CHECKING:
+    from fedsam_pipeline.specs.comparison import MethodGrid
+
+GRID_FLAGS = ("protocols", "strategies", "wires", "learning_rates", "random_encoder")
+"""what a methods file says in their place"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -15,21 +23,25 @@ def build_parser() -> argparse.ArgumentParser:
         "continue: repeat the command.",
     )
     parser.add_argument("-d", metavar="DATASET", help="number or name of the dataset; not needed when only one is planned")
-    parser.add_argument("--recipes", type=_names, required=True, metavar="A,B", help="recipes: names, or TOML files")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--recipes", type=_names, metavar="A,B", help="recipes: names, or TOML files")
+    chosen.add_argument("--methods", type=Path, metavar="FILE", help="TOML file of several grids, in place of the flags from --recipes on")
     parser.add_argument(
         "--protocols",
         type=_names,
-        default=("federated",),
         metavar="A,B",
         help="some of federated, local, centralized, leave_one_site_out (default: federated)",
     )
     parser.add_argument(
         "--strategies",
         type=_names,
-        default=("fedavg",),
         metavar="A,B",
-        help="aggregation of federated and leave_one_site_out: a strategy, or with a LoRA method as fedavg+flexlora (default: fedavg)",
+        help="aggregation of federated and leave_one_site_out: a strategy, or with a LoRA method as fedavg+flexlora (default: the "
+        "recipe's)",
     )
+    parser.add_argument("--wires", type=_names, metavar="A,B", help="some of fp32, fp16, int8 (default: the recipe's)")
+    parser.add_argument("--learning_rates", type=_names, metavar="A,B", help="peak learning rates (default: the recipe's, or the plan's)")
+    parser.add_argument("--random_encoder", action="store_true", help="control experiment: draw the image encoder at random")
     parser.add_argument("--seeds", type=positive_int, default=1, metavar="N", help="training seeds 0 to N-1")
     parser.add_argument(
         "--steps",
@@ -52,23 +64,36 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
+def _grids(arguments: argparse.Namespace) -> "tuple[MethodGrid, ...]":
+    from fedsam_pipeline.specs.comparison import MethodGrid, load_methods
+
+    given = {flag: value for flag in GRID_FLAGS if (value := getattr(arguments, flag))}
+    if arguments.methods is None:
+        return (MethodGrid.from_dict({"recipes": arguments.recipes} | given, fix="mend these flags"),)
+    if given:
+        raise FedsamError(
+            "the methods are given twice",
+            found=f"--methods and {', '.join(f'--{flag}' for flag in given)}",
+            expected="the file, or the flags",
+            fix="say it in the file",
+        )
+    return load_methods(arguments.methods)
+
+
 def _body(arguments: argparse.Namespace) -> int:
-    from fedsam_pipeline.paths import choose_dataset, data_folders
+    from fedsam_pipeline.paths import data_folders
     from fedsam_pipeline.pipeline.compare import compare
     from fedsam_pipeline.pipeline.compare_grid import CompareRequest
-    from fedsam_pipeline.specs.plans import check_plans_name
+    from fedsam_pipeline.pipeline.plans_file import choose_planned
 
-    check_plans_name(arguments.p)
     folders = data_folders()
     if notice := folders.notice():
         print(notice)
-    fix = "fedsam_plan_and_preprocess -d 1, for example"
-    preprocessed = choose_dataset(folders.preprocessed, arguments.d, marker=f"{arguments.p}.json", stage="planned", fix=fix)
+    grids = _grids(arguments)
+    preprocessed = choose_planned(folders.preprocessed, arguments.d, arguments.p)
     print(f"dataset {preprocessed.name}")
     request = CompareRequest(
-        recipes=arguments.recipes,
-        protocols=arguments.protocols,
-        strategies=arguments.strategies,
+        grids=grids,
         seeds=arguments.seeds,
         steps=arguments.steps,
         local_steps=arguments.local_steps,

@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command_parser("fedsam_train_federated", "Train a recipe on a planned dataset. Values left open come from the plan.")
     parser.add_argument("-d", metavar="DATASET", help="number or name of the dataset; not needed when only one is planned")
-    parser.add_argument("-r", default="flap_sam", metavar="RECIPE", help="recipe: a name, or a TOML file")
+    parser.add_argument("-r", default="default", metavar="RECIPE", help="recipe: a name, or a TOML file")
     parser.add_argument("-p", default="plans", metavar="PLANS", help="name of the plans")
     parser.add_argument(
         "-f",
@@ -66,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wire",
         choices=WIRES,
-        default="fp32",
-        help="how states and updates travel, as differences: exactly (fp32), in half the bytes (fp16), or in about a fifth (int8)",
+        help="how states and updates travel, as differences: exactly (fp32), in half the bytes (fp16), or in about a fifth (int8) "
+        "(default: the recipe's)",
     )
     parser.add_argument("--seed", type=not_negative_int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")

@@ -132,6 +132,14 @@ def paired_difference(
     return Interval.of_draws(float(value), draws - others)  # the same seed and cases are the same draws
 
 
+def paired_site_differences(method: NDArray[np.float64], reference: NDArray[np.float64], sites: Sequence[str]) -> dict[str, Interval]:
+    """Site to the site's own mean under ``method`` minus that under ``reference``, with its interval; see ``paired_difference``."""
+    means = [site_means(each, sites).averaged() for each in (method, reference)]
+    draws = [bootstrap_means(each, sites).averaged() for each in (method, reference)]
+    values, drawn = means[0].by_site - means[1].by_site, draws[0].by_site - draws[1].by_site
+    return {site: Interval.of_draws(float(values[index]), drawn[:, index]) for index, site in enumerate(means[0].sites)}
+
+
 def where_both(method: NDArray[np.float64], reference: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Copies with NaN wherever any run of either lacks a value, so that both are means of the same cases and classes.
 

@@ -20,6 +20,7 @@ from fedsam_pipeline.pipeline.compare_table import MethodResult, Traffic, compar
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import RunSetup
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
+from fedsam_pipeline.specs.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +128,12 @@ def _result(method: Method, cases: ScoredCases, device: str) -> MethodResult:
     alone = sorted(site for site in scored[0] if method.protocol == "local" and site is not None)
     return MethodResult(
         name=method.name,
-        recipe=method.setups[0][0].model.recipe.name,
+        recipe=method.recipe.name,
         protocol=method.protocol,
-        strategy=method.requests[0].strategy if method.aggregates else None,
+        strategy=_strategy(method.recipe) if method.aggregates else None,
+        wire=method.recipe.aggregation.wire if method.aggregates else None,
+        learning_rate=method.learning_rate,
+        random_encoder=method.random_encoder,
         dice=np.stack([scores.dice for scores in chosen]),
         hd95=np.stack([scores.hd95 for scores in chosen]),
         missing=np.stack([scores.missing for scores in chosen]),
@@ -138,6 +142,11 @@ def _result(method: Method, cases: ScoredCases, device: str) -> MethodResult:
         peak_memory=max((peak for peak in peaks if peak is not None), default=None),
         elsewhere={site: site_dice(np.stack([models[site].dice for models in scored]), cases.sites) for site in alone},
     )
+
+
+def _strategy(recipe: Recipe) -> str:
+    """As ``--strategies`` takes it."""
+    return "+".join(part for part in (recipe.aggregation.strategy, recipe.aggregation.lora_method) if part)
 
 
 def _scores_site(setup: RunSetup) -> str | None:

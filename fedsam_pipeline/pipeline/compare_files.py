@@ -24,7 +24,8 @@ def comparison_csv(record: Mapping[str, Any]) -> str:
     """One line a method, one column a number; empty where there is none. Lengths in mm, sizes in bytes, times in seconds."""
     stream = io.StringIO()
     rows = [_flat(method) for method in record["methods"]]
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(stream, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
@@ -63,7 +64,9 @@ def comparison_markdown(record: Mapping[str, Any]) -> str:
     cost = [
         [
             method["name"],
-            *(_megabytes(method, key) for key in ("up_per_round", "down_per_round", "total")),
+            *(_megabytes(method, key) for key in ("up_per_round", "down_per_round", "per_round")),
+            _times(method),
+            _megabytes(method, "total"),
             f"{method['seconds'] / 60:.1f}",
             NOTHING if method["peak_memory_bytes"] is None else f"{method['peak_memory_bytes'] / 2**30:.2f}",
         ]
@@ -79,7 +82,8 @@ def comparison_markdown(record: Mapping[str, Any]) -> str:
         "## HD95 (mm)",
         _table(["method", *sites, "mean [95 %]", "worst site", "minus first [95 %]", "missing"], distance),
         "## Cost",
-        _table(["method", "MB up a round", "MB down a round", "MB in all", "minutes", "GiB a worker"], cost),
+        _table(["method", "MB up a round", "MB down a round", "MB a round", "first / this", "MB in all", "minutes", "GiB a worker"], cost),
+        *_against_local(methods, sites),
         *_elsewhere(methods, sites),
         "## Reading",
         "\n".join(
@@ -88,9 +92,11 @@ def comparison_markdown(record: Mapping[str, Any]) -> str:
                 record["rule"],
                 record["hd95_rule"],
                 f"Intervals: {record['intervals']['method']}.",
-                f"First: {record['reference']}. Best: the highest mean Dice of this table, so chosen on these very cases.",
+                f"First: {record['reference']}. Best: the highest mean Dice of those that exchange updates (of all, if none does), so "
+                "chosen on these very cases.",
                 "MB: 10^6 bytes of Flower messages as measured, all sites together; leave_one_site_out: mean of its runs. "
-                "In all: both directions, every round and the last evaluation. Nothing travels under local; centralized moves the images.",
+                "First / this: so many times fewer bytes a round than the first. In all: both directions, every round and the last "
+                "evaluation. Nothing travels under local; centralized moves the images.",
                 "Minutes: training, all runs of a seed one after the other. GiB: peak of the largest worker process.",
                 *record["notes"],
                 *(f"FAILED {failure['run']}: {' '.join(failure['reason'].split())}" for failure in record["failures"]),
@@ -98,6 +104,15 @@ def comparison_markdown(record: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n\n".join(parts)
+
+
+def _against_local(methods: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> list[str]:
+    rows = [
+        [method["name"], found["name"], *(_interval(found["dice"][site], 4, sign=True) for site in sites)]
+        for method in methods
+        if (found := method["difference_to_local"]) is not None
+    ]
+    return ["## Dice minus that of each site's own model [95 %]", _table(["method", "minus", *sites], rows)] if rows else []
 
 
 def _elsewhere(methods: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> list[str]:
@@ -108,7 +123,9 @@ def _elsewhere(methods: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> li
 
 
 def _flat(method: Mapping[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {key: method[key] for key in ("name", "recipe", "protocol", "strategy", "seeds")}
+    row: dict[str, Any] = {
+        key: method[key] for key in ("name", "recipe", "protocol", "strategy", "wire", "learning_rate", "random_encoder", "seeds")
+    }
     for score in ("dice", "hd95"):
         values = method[score]
         row |= {f"{score}_{site}": interval["value"] for site, interval in values["sites"].items()}
@@ -118,6 +135,9 @@ def _flat(method: Mapping[str, Any]) -> dict[str, Any]:
             row |= _ends(f"{score}_minus_{word}", method[f"difference_to_{word}"][score])
     row |= {"dice_seed_sd": method["dice"]["seed_sd"], "hd95_missing": method["hd95"]["missing"]}
     row |= {f"bytes_{key}": (method["bytes"] or {}).get(key) for key in ("up_per_round", "down_per_round", "per_round", "total")}
+    row["bytes_reference_over_this"] = (method["bytes"] or {}).get("reference_over_this")
+    if (alone := method["difference_to_local"]) is not None:
+        row |= {key: value for site, found in alone["dice"].items() for key, value in _ends(f"dice_minus_local_{site}", found).items()}
     return row | {key: method[key] for key in ("seconds", "peak_memory_bytes")}
 
 
@@ -142,6 +162,11 @@ def _worst(worst: Mapping[str, Any], digits: int) -> str:
 
 def _megabytes(method: Mapping[str, Any], key: str) -> str:
     return NOTHING if method["bytes"] is None else f"{method['bytes'][key] / 1e6:.3f}"
+
+
+def _times(method: Mapping[str, Any]) -> str:
+    ratio = (method["bytes"] or {}).get("reference_over_this")
+    return NOTHING if ratio is None else f"{ratio:.1f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

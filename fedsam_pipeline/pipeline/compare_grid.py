@@ -1,22 +1,21 @@
 """The grid of ``fedsam_compare``: which runs make up which row, checked before anything is trained."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import get_args
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.pipeline.train import TrainingRun
-from fedsam_pipeline.pipeline.train_request import Protocol, RunSetup, TrainRequest, run_setups
+from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest, run_setups
+from fedsam_pipeline.specs.comparison import MethodGrid, Protocol
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.specs.recipe import load_recipe
+from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 
 log = logging.getLogger(__name__)
-PROTOCOLS: dict[str, Protocol] = {name: name for name in get_args(Protocol)}
 AGGREGATED: tuple[Protocol, ...] = ("federated", "leave_one_site_out")
 """protocols in which updates of several sites are aggregated; the others train one site, where no strategy makes a difference"""
-ONE_SITE_STRATEGY = "fedavg"
 
 
 @dataclass(frozen=True)
@@ -24,15 +23,14 @@ class CompareRequest:
     """The flags of ``fedsam_compare``; ``None`` leaves a value to the plan.
 
     Attributes:
+        grids: the methods.
         steps: optimizer steps a site takes under ``local``, ``federated`` and ``leave_one_site_out``; all sites' together under
             ``centralized``.
         local_steps: of a round.
         seeds: how many training seeds: 0, 1, ...
     """
 
-    recipes: tuple[str, ...]
-    protocols: tuple[str, ...] = ("federated",)
-    strategies: tuple[str, ...] = ("fedavg",)
+    grids: tuple[MethodGrid, ...]
     seeds: int = 1
     steps: int | None = None
     local_steps: int | None = None
@@ -57,6 +55,21 @@ class Method:
     def protocol(self) -> Protocol:
         """Of all its runs."""
         return self.requests[0].protocol
+
+    @property
+    def recipe(self) -> Recipe:
+        """With the aggregation and the wire of this row."""
+        return self.setups[0][0].model.recipe
+
+    @property
+    def learning_rate(self) -> float:
+        """At the peak."""
+        return self.setups[0][0].schedule.peak_learning_rate
+
+    @property
+    def random_encoder(self) -> bool:
+        """Whether this is the control experiment."""
+        return self.requests[0].random_encoder
 
     @property
     def aggregates(self) -> bool:
@@ -105,65 +118,83 @@ def comparison_grid(preprocessed: Path, results: Path, request: CompareRequest) 
     Raises:
         FedsamError: a flag does not fit, or a folder holds a run with other settings.
     """
-    _check_lists(request)
+    _check(request)
     rounds, local_steps, notes = _schedule(preprocessed, results, request)
-    methods = []
-    for recipe in request.recipes:
-        for protocol in (PROTOCOLS[name] for name in request.protocols):
-            aggregates = protocol in AGGREGATED
-            for strategy in request.strategies if aggregates else (ONE_SITE_STRATEGY,):
-                requests = tuple(
-                    TrainRequest(
-                        recipe=recipe,
-                        plans_name=request.plans_name,
-                        fold=request.fold,
-                        protocol=protocol,
-                        strategy=strategy.partition("+")[0],
-                        lora_method=strategy.partition("+")[2] or None,
-                        rounds=rounds,
-                        local_steps=local_steps,
-                        val_every=0,  # the last round counts; scores in between would cost time and decide nothing
-                        seed=seed,
-                        device=request.device,
-                        workers=request.workers,
-                        gpu_memory_target=request.gpu_memory_target,
-                        resume=not request.overwrite,
-                        overwrite=request.overwrite,
-                    )
-                    for seed in range(request.seeds)
-                )
-                setups = tuple(tuple(run_setups(preprocessed, results, each)) for each in requests)
-                words = (setups[0][0].model.recipe.name, protocol, *((strategy,) if aggregates else ()))
-                methods.append(Method(" ".join(words), requests, setups))
+    methods = [method for grid in request.grids for method in _methods(preprocessed, results, request, grid, rounds, local_steps)]
+    names = [method.name for method in methods]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise FedsamError("a method stands twice in the comparison", found=", ".join(twice), fix="leave it out once")
     _check_folders(methods)
-    if len(request.strategies) > 1 and not all(method.aggregates for method in methods):
-        notes = (*notes, "local and centralized train one site and were run once: no strategy makes a difference there")
+    if any(len(grid.strategies) > 1 or len(grid.wires) > 1 for grid in request.grids) and not all(method.aggregates for method in methods):
+        notes = (*notes, "local and centralized train one site and were run once: no strategy or wire makes a difference there")
     return ComparisonGrid(tuple(methods), rounds, local_steps, notes)
 
 
-def _check_lists(request: CompareRequest) -> None:
-    for flag, values in (("recipes", request.recipes), ("protocols", request.protocols), ("strategies", request.strategies)):
-        if not all(values) or len(set(values)) < len(values):
-            raise FedsamError(f"--{flag} is not a list of different names", found=",".join(values), expected="a,b", fix=f"mend --{flag}")
-    unknown = [name for name in request.protocols if name not in PROTOCOLS]
-    if unknown:
-        raise FedsamError("unknown protocol", found=", ".join(unknown), expected=f"some of {', '.join(PROTOCOLS)}", fix="mend --protocols")
+def _methods(
+    preprocessed: Path, results: Path, request: CompareRequest, grid: MethodGrid, rounds: int, local_steps: int
+) -> Iterator[Method]:
+    """The rows of one grid."""
+    for recipe, rate, protocol in product(grid.recipes, grid.learning_rates or (None,), grid.protocols):
+        aggregates = protocol in AGGREGATED
+        strategies, wires = (grid.strategies or (None,), grid.wires or (None,)) if aggregates else ((None,), (None,))
+        for strategy, wire in product(strategies, wires):
+            requests = tuple(
+                TrainRequest(
+                    recipe=recipe,
+                    plans_name=request.plans_name,
+                    fold=request.fold,
+                    protocol=protocol,
+                    strategy=None if strategy is None else strategy.partition("+")[0],
+                    lora_method=None if strategy is None else strategy.partition("+")[2] or None,
+                    learning_rate=rate,
+                    wire=wire,
+                    random_encoder=grid.random_encoder,
+                    rounds=rounds,
+                    local_steps=local_steps,
+                    val_every=0,  # the last round counts; scores in between would cost time and decide nothing
+                    seed=seed,
+                    device=request.device,
+                    workers=request.workers,
+                    gpu_memory_target=request.gpu_memory_target,
+                    resume=not request.overwrite,
+                    overwrite=request.overwrite,
+                )
+                for seed in range(request.seeds)
+            )
+            setups = tuple(tuple(run_setups(preprocessed, results, each)) for each in requests)
+            said = (strategy, wire, None if rate is None else f"lr{rate:g}", "random_encoder" if grid.random_encoder else None)
+            words = (setups[0][0].model.recipe.name, protocol, *(word for word in said if word is not None))
+            yield Method(" ".join(words), requests, setups)
+
+
+def _check(request: CompareRequest) -> None:
     if request.fold == "all":
         raise FedsamError(
             "fold all leaves no case that no training saw", found="-f all", expected="a numbered fold", fix="-f 0, for example"
         )
-    names = [load_recipe(recipe).name for recipe in request.recipes]
-    if len(set(names)) < len(names):
-        raise FedsamError(
-            "two recipes have one name and would be trained in one folder",
-            found=", ".join(f"{recipe}: {name}" for recipe, name in zip(request.recipes, names, strict=True)),
-            fix="change name in one of the files",
-        )
+    for grid in request.grids:
+        for key in ("recipes", "protocols", "strategies", "wires", "learning_rates"):
+            _check_different(key, [str(value) for value in getattr(grid, key)])
+    files: dict[str, str] = {}
+    for recipe in dict.fromkeys(recipe for grid in request.grids for recipe in grid.recipes):
+        name = load_recipe(recipe).name
+        if name in files:
+            raise FedsamError(
+                "two recipes have one name and would be trained in one folder",
+                found=f"{files[name]}, {recipe}: {name}",
+                fix="change name in one of the files",
+            )
+        files[name] = recipe
+
+
+def _check_different(key: str, values: Sequence[str]) -> None:
+    if not all(values) or len(set(values)) < len(values):
+        raise FedsamError(f"{key} is not a list of different names", found=",".join(values), expected="a,b", fix=f"mend {key}")
 
 
 def _schedule(preprocessed: Path, results: Path, request: CompareRequest) -> tuple[int, int, tuple[str, ...]]:
     """Rounds, steps of a round, and what to say where the steps do not divide into rounds."""
-    probe = TrainRequest(recipe=request.recipes[0], plans_name=request.plans_name, fold=request.fold, device=request.device)
+    probe = TrainRequest(recipe=request.grids[0].recipes[0], plans_name=request.plans_name, fold=request.fold, device=request.device)
     planned = run_setups(preprocessed, results, probe)[0].model.plans.training
     local_steps = request.local_steps or planned.local_steps
     if request.steps is None:

@@ -14,6 +14,7 @@ from fedsam_pipeline.evaluation.intervals import (
     Interval,
     bootstrap_means,
     paired_difference,
+    paired_site_differences,
     site_means,
     where_both,
 )
@@ -39,6 +40,11 @@ class Traffic:
     down: float
     total: float
 
+    @property
+    def per_round(self) -> float:
+        """Both directions."""
+        return self.up + self.down
+
 
 @dataclass(frozen=True)
 class MethodResult:
@@ -46,7 +52,9 @@ class MethodResult:
 
     Attributes:
         name: of the row.
-        recipe, protocol, strategy: what it is; ``strategy`` is ``None`` where nothing is aggregated.
+        recipe, protocol, strategy, wire: what it is; ``strategy`` and ``wire`` are ``None`` where nothing is aggregated.
+        learning_rate: at the peak.
+        random_encoder: whether the image encoder was drawn at random.
         dice, hd95, missing: (R, N, K), one model a training seed and case: the one whose protocol scores this case.
         traffic: mean over runs; ``None`` where nothing travels.
         seconds: of training, all runs of a seed together, mean over seeds.
@@ -58,6 +66,9 @@ class MethodResult:
     recipe: str
     protocol: str
     strategy: str | None
+    wire: str | None
+    learning_rate: float
+    random_encoder: bool
     dice: NDArray[np.float64]
     hd95: NDArray[np.float64]
     missing: NDArray[np.bool_]
@@ -98,8 +109,10 @@ def compare_methods(results: Sequence[MethodResult], sites: Sequence[str]) -> di
         sites: (N,) site of each case.
     """
     means = [float(site_means(result.dice, sites).mean.mean()) for result in results]
-    best = results[int(np.nanargmax(means))] if not np.all(np.isnan(means)) else results[0]
     first = results[0]
+    eligible = [index for index, result in enumerate(results) if result.traffic is not None and not np.isnan(means[index])]
+    eligible = eligible or [index for index, mean in enumerate(means) if not np.isnan(mean)]
+    best = results[max(eligible, key=means.__getitem__)] if eligible else first
     return {
         "rule": RULE,
         "hd95_rule": HD95_RULE,
@@ -107,8 +120,21 @@ def compare_methods(results: Sequence[MethodResult], sites: Sequence[str]) -> di
         "cases": {site: list(sites).count(site) for site in sorted(set(sites))},
         "reference": first.name,
         "best": best.name,
-        "methods": [_record(result, first, best, sites) for result in results],
+        "methods": [_record(result, first, best, sites) | _against_local(result, results, sites) for result in results],
     }
+
+
+def _against_local(result: MethodResult, results: Sequence[MethodResult], sites: Sequence[str]) -> dict[str, Any]:
+    """What the exchange of updates gives each site: Dice minus that of the site's own model, of the same recipe and rate."""
+
+    def training(of: MethodResult) -> tuple[str, float, bool]:
+        return of.recipe, of.learning_rate, of.random_encoder
+
+    alone = [other for other in results if other.protocol == "local" and training(other) == training(result)]
+    if result.traffic is None or not alone:
+        return {"difference_to_local": None}
+    differences = paired_site_differences(result.dice, alone[0].dice, sites)
+    return {"difference_to_local": {"name": alone[0].name, "dice": {site: found.to_dict() for site, found in differences.items()}}}
 
 
 def _record(result: MethodResult, first: MethodResult, best: MethodResult, sites: Sequence[str]) -> dict[str, Any]:
@@ -118,6 +144,9 @@ def _record(result: MethodResult, first: MethodResult, best: MethodResult, sites
         "recipe": result.recipe,
         "protocol": result.protocol,
         "strategy": result.strategy,
+        "wire": result.wire,
+        "learning_rate": result.learning_rate,
+        "random_encoder": result.random_encoder,
         "seeds": len(result.dice),
         "dice": _scores(result.dice, sites, worst_is_largest=False),
         "hd95": _scores(result.hd95, sites, worst_is_largest=True) | {"missing": _missing(result)},
@@ -125,7 +154,13 @@ def _record(result: MethodResult, first: MethodResult, best: MethodResult, sites
         "difference_to_best": _difference(result, best, sites),
         "bytes": None
         if traffic is None
-        else {"up_per_round": traffic.up, "down_per_round": traffic.down, "per_round": traffic.up + traffic.down, "total": traffic.total},
+        else {
+            "up_per_round": traffic.up,
+            "down_per_round": traffic.down,
+            "per_round": traffic.per_round,
+            "total": traffic.total,
+            "reference_over_this": None if first.traffic is None else first.traffic.per_round / traffic.per_round,
+        },
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory,
         "elsewhere": {site: dict(row) for site, row in result.elsewhere.items()},

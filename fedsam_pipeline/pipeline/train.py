@@ -169,7 +169,7 @@ class TrainingRun:
             "held_out": None if setup.held_out is None else setup.held_out.site,
             "cases_sha256": sha256_of([_cases_of(site) for site in setup.all_sites]),
             **setup.model.agreement(),
-            "wire": setup.wire,
+            "wire": setup.model.recipe.aggregation.wire,
             **asdict(setup.schedule),
         }
 
@@ -228,11 +228,11 @@ class TrainingRun:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
         aggregator = Aggregator(setup.model.recipe.aggregation, len(setup.sites))
-        downlink = Downlink(setup.wire, tensors)
+        downlink = Downlink(setup.model.recipe.aggregation.wire, tensors)
         known = self._checkpoints.rounds()
         if known:
             rounds_done = known[-1]
-            downlink, rest = Downlink.restored(setup.wire, self._checkpoints.load(rounds_done))
+            downlink, rest = Downlink.restored(setup.model.recipe.aggregation.wire, self._checkpoints.load(rounds_done))
             tensors = aggregator.restore(rest)
             log.info("continuing after round %d", rounds_done)
         self._forget_after(rounds_done)
@@ -243,7 +243,7 @@ class TrainingRun:
             agreement=setup.model.agreement(),
             num_sites=len(setup.sites),
             class_names=self._names,
-            wire=setup.wire,
+            wire=setup.model.recipe.aggregation.wire,
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), stop)

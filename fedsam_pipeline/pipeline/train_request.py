@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
@@ -23,11 +22,11 @@ from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.plans_file import load_plans
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
+from fedsam_pipeline.specs.comparison import Protocol
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.specs.recipe import Recipe, load_recipe
+from fedsam_pipeline.specs.recipe import Recipe, Wire, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
-Protocol = Literal["federated", "local", "centralized", "leave_one_site_out"]
 ONE_SITE = ("local", "centralized")
 CONFIGURATION = "main"
 POOLED_SITE = "pooled"
@@ -39,9 +38,9 @@ INNER = "-inner"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """The flags of ``fedsam_train_federated``; ``None`` leaves a value to the plan."""
+    """The flags of ``fedsam_train_federated``; ``None`` leaves a value to the recipe or the plan."""
 
-    recipe: str = "flap_sam"
+    recipe: str = "default"
     plans_name: str = "plans"
     base_model: str | None = None
     fold: str = "0"
@@ -60,7 +59,7 @@ class TrainRequest:
     """``none`` switches the recipe's off"""
     weighting: str | None = None
     strategy_options: Mapping[str, float] = field(default_factory=dict)
-    wire: Wire = "fp32"
+    wire: Wire | None = None
     random_encoder: bool = False
     init: Path | None = None
     """a trained fold's folder to start from"""
@@ -81,7 +80,6 @@ class RunSetup:
     protocol: Protocol
     model: ModelSetup
     dataset: Mapping[str, Any]
-    wire: Wire = "fp32"
     held_out: SiteSetup | None = None
 
     @property
@@ -190,7 +188,7 @@ def _run_setup(
     request: TrainRequest,
     dataset: Mapping[str, Any],
 ) -> RunSetup:
-    fold = folder / f"{name}__{_method_name(model.recipe, request.wire)}__seed{request.seed}" / f"fold_{request.fold}"
+    fold = folder / f"{name}__{_method_name(model.recipe, request.learning_rate)}__seed{request.seed}" / f"fold_{request.fold}"
     workers = request.workers or min(len(members), usable_cores())
 
     def site_setup(site: str, train: Iterable[str], val: Iterable[str]) -> SiteSetup:
@@ -220,7 +218,7 @@ def _run_setup(
         unseen = {case for case, site in owner.items() if site == left}
         held_out = site_setup(left, (), unseen if request.fold == "all" else unseen & folds["val"])
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
-    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, request.wire, held_out)
+    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, held_out)
 
 
 def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
@@ -230,29 +228,37 @@ def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
     """
     own = recipe.aggregation
     if request.protocol in ONE_SITE:
-        own = own.model_copy(update={"strategy": "fedavg", "lora_method": None, "weighting": "size", "options": {}})
+        own = own.model_copy(update={"strategy": "fedavg", "lora_method": None, "weighting": "size", "wire": "fp32", "options": {}})
     strategy = request.strategy or own.strategy
     lora_method = own.lora_method if request.lora_method is None else None if request.lora_method == "none" else request.lora_method
     same = (strategy, lora_method) == (own.strategy, own.lora_method)
     options = (own.options if same else {}) | dict(request.strategy_options)
     strategy_settings(strategy, lora_method, options)
-    if request.wire != "fp32" and lora_method in EXACT_ONLY:
+    wire = request.wire or own.wire
+    if wire != "fp32" and lora_method in EXACT_ONLY:
         raise FedsamError(
             f"{lora_method} cannot travel over a lossy wire",
-            found=f"--lora_method {lora_method} --wire {request.wire}",
+            found=f"--lora_method {lora_method} --wire {wire}",
             expected="--wire fp32: what rounding lost of a factor means nothing once the factors were turned, or are frozen",
             fix="use --wire fp32, or another --lora_method",
         )
-    values = {"strategy": strategy, "lora_method": lora_method, "weighting": request.weighting or own.weighting, "options": options}
+    values = {
+        "strategy": strategy,
+        "lora_method": lora_method,
+        "weighting": request.weighting or own.weighting,
+        "wire": wire,
+        "options": options,
+    }
     return Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
 
 
-def _method_name(recipe: Recipe, wire: Wire) -> str:
-    """Strategy, LoRA method, weighting and wire as a folder's name shows them; what is usual is left out."""
+def _method_name(recipe: Recipe, learning_rate: float | None) -> str:
+    """Strategy, LoRA method, weighting, wire and a learning rate of the user's as a folder's name shows them; what is usual is left out."""
     aggregation = recipe.aggregation
     weighting = None if aggregation.weighting == "size" else aggregation.weighting
-    lossy = None if wire == "fp32" else wire
-    return "-".join(part for part in (aggregation.strategy, aggregation.lora_method, weighting, lossy) if part)
+    lossy = None if aggregation.wire == "fp32" else aggregation.wire
+    rate = None if learning_rate is None else f"lr{learning_rate:g}"
+    return "-".join(part for part in (aggregation.strategy, aggregation.lora_method, weighting, lossy, rate) if part)
 
 
 def _annotated(dataset: Mapping[str, Any], path: Path, labels: LabelScheme) -> dict[str, tuple[int, ...]]:

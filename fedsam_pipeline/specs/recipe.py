@@ -14,6 +14,7 @@ from fedsam_pipeline.specs.document import Document, Rule
 Auto = Literal["auto"]
 Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "bulyan"]
 LoraMethod = Literal["naive", "ffa", "rolora", "flexlora", "fedex", "lora_fair", "fedrot"]
+Wire = Literal["fp32", "fp16", "int8"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -97,6 +98,8 @@ class AggregationRecipe(Document):
     """treats LoRA's factors as products (``docs/aggregation.md``); left out, they are averaged like any other tensor"""
     weighting: Literal["size", "equal", "validation"]
     """weight of a site: its number of training cases, the same for all, or more for sites that the shared model serves badly"""
+    wire: Wire = "fp32"
+    """how states and updates travel, as differences: exactly, in half the bytes, or in about a fifth"""
     options: dict[str, float] = Field(default_factory=dict)
     """settings of the strategy and of the LoRA method; what is left out has the default in ``docs/aggregation.md``"""
 

@@ -46,13 +46,14 @@ FLAGS = {
     "fedsam_download_weights": ("base_model", "--from"),
     "fedsam_recipes": ("-m", "--image_size", "--num_classes", "--rank", "-r", "--json", "--tensors"),
     "fedsam_compare": (
-        *("-d", "--recipes", "--protocols", "--strategies", "--seeds", "--steps", "--local_steps", "-f", "-p", "-o", "-device"),
+        *("-d", "--recipes", "--methods", "--protocols", "--strategies", "--wires", "--learning_rates", "--random_encoder"),
+        *("--seeds", "--steps", "--local_steps", "-f", "-p", "-o", "-device"),
         *("--workers", "-gpu_memory_target", "--overwrite"),
     ),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")
-RUN = Path("fedsam_data/results/Dataset001_Demo/flap_sam__plans__main/federated__fedavg__seed0/fold_0")
+RUN = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int8__seed0/fold_0")
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -262,9 +263,9 @@ def test_a_run_that_exists_is_neither_continued_nor_replaced_by_itself(interrupt
 
 def test_a_run_cannot_be_continued_with_other_settings(interrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (interrupted / "run.json").read_bytes()
-    text = error_of(train_federated.main, ["--c", "--rounds", "9", "--lr", "0.5"], capsys)
+    text = error_of(train_federated.main, ["--c", "--rounds", "9", "--local_steps", "7"], capsys)
     assert "the run cannot be continued with other settings" in text
-    assert "rounds 2; peak_learning_rate 0.001" in text and "rounds 9; peak_learning_rate 0.5" in text
+    assert "rounds 2; local_steps" in text and "rounds 9; local_steps 7" in text
     assert (interrupted / "run.json").read_bytes() == before
 
 

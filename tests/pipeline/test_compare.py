@@ -12,10 +12,12 @@ import pytest
 from fedsam_pipeline.entrypoints.compare import main
 from fedsam_pipeline.entrypoints.evaluate import main as evaluate
 from fedsam_pipeline.pipeline.predict import predict
+from fedsam_pipeline.specs import recipe
 from tests.pipeline.comparisons import NAME, DirectSimulation, make_planned
 
-METHODS = ["lora centralized", "lora federated fedavg", "decoder centralized", "decoder federated fedavg"]
+METHODS = ["lora centralized", "lora federated", "decoder centralized", "decoder federated"]
 FLAGS = ("--recipes", "lora,decoder", "--protocols", "centralized,federated", "--steps", "1")
+RECIPES = Path(recipe.__file__).parents[2] / "plans" / "recipes"
 POOLED, FEDERATED = "centralized__fedavg__seed0", "federated__fedavg__seed0"
 
 
@@ -207,14 +209,19 @@ def test_steps_become_rounds_of_the_plan(
     ("flags", "message"),
     [
         (("--recipes", "no_such"), "unknown recipe"),
-        (("--recipes", "lora,lora"), "--recipes is not a list of different names"),
-        (("--recipes", "lora,"), "--recipes is not a list of different names"),
-        (("--recipes", "lora", "--protocols", "alone"), "unknown protocol"),
+        (("--recipes", "lora,lora"), "recipes is not a list of different names"),
+        (("--recipes", "lora,"), "recipes is not a list of different names"),
+        (("--recipes", "lora", "--protocols", "alone"), "protocols.0: "),
+        (("--recipes", "lora", "--wires", "int4"), "wires.0: "),
+        (("--recipes", "lora", "--wires", "int8,int8"), "wires is not a list of different names"),
+        (("--recipes", "lora", "--learning_rates", "fast"), "learning_rates.0: "),
+        (("--recipes", "lora", "--learning_rates", "-1"), "learning_rates.0: "),
+        (("--recipes", "lora", "--strategies", "fedavg+rolora", "--wires", "int8"), "rolora cannot travel over a lossy wire"),
         (("--recipes", "lora", "--strategies", "no_such"), "no_such"),
         (("--recipes", "lora", "-f", "all"), "fold all leaves no case that no training saw"),
         (("--recipes", "lora", "-f", "9"), "there is no such fold"),
         (("--recipes", "lora", "-d", "7"), "planned dataset 7 is missing"),
-        (("--recipes", "lora", "-p", "others"), "there is no planned dataset"),
+        (("--recipes", "lora", "-p", "others"), "has no plan of this name"),
         (("--recipes", "lora", "--steps", "2"), "cannot be continued with other settings"),
     ],
 )
@@ -229,6 +236,76 @@ def test_every_users_error_is_one_message_before_anything_is_trained(
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == files
 
 
+METHODS_FILE = """
+[[methods]]
+recipes = ["lora", "mine.toml"]
+strategies = ["fedavg", "fedavg+flexlora"]
+
+[[methods]]
+recipes = ["lora"]
+protocols = ["local", "federated"]
+wires = ["int8"]
+learning_rates = [0.01]
+random_encoder = true
+"""
+
+
+def test_a_methods_file_lists_several_grids_and_rows_say_what_they_are(
+    planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulation: DirectSimulation
+) -> None:
+    point_to(planned, tmp_path / "results", monkeypatch)
+    source = (RECIPES / "lora.toml").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(source.replace('name = "lora"', 'name = "mine"'), encoding="utf-8")
+    (tmp_path / "grid.toml").write_text(METHODS_FILE, encoding="utf-8")
+    assert main(["--methods", str(tmp_path / "grid.toml"), "--steps", "1"]) == 0
+    rows = record_of(tmp_path / "results" / NAME / "comparison__plans__fold_0")["methods"]
+    rate = json.loads((planned / "preprocessed" / NAME / "plans.json").read_text(encoding="utf-8"))["training"]["learning_rate"]
+    keys = ("name", "strategy", "wire", "learning_rate", "random_encoder")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        ("lora federated fedavg", "fedavg", "fp32", rate, False),
+        ("lora federated fedavg+flexlora", "fedavg+flexlora", "fp32", rate, False),
+        ("mine federated fedavg", "fedavg", "fp32", rate, False),
+        ("mine federated fedavg+flexlora", "fedavg+flexlora", "fp32", rate, False),
+        ("lora local lr0.01 random_encoder", None, None, 0.01, True),
+        ("lora federated int8 lr0.01 random_encoder", "fedavg", "int8", 0.01, True),
+    ]
+    assert FEDERATED in simulation.trained and "federated__fedavg-flexlora__seed0" in simulation.trained
+    assert "federated__fedavg-int8-lr0.01__seed0" in simulation.trained
+    assert rows[5]["bytes"]["reference_over_this"] == pytest.approx(rows[0]["bytes"]["per_round"] / rows[5]["bytes"]["per_round"])
+    assert rows[5]["bytes"]["reference_over_this"] > 1.5
+    assert rows[5]["difference_to_local"]["name"] == "lora local lr0.01 random_encoder"
+    assert [row["difference_to_local"] for row in rows[:5]] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        (METHODS_FILE, ("--wires", "int8"), "the methods are given twice"),
+        ("methods = [", (), "a methods file is not TOML"),
+        ("[[methods]]\nrecipe = ['lora']\nwires = ['fp64']", (), "methods.0.wires.0"),
+        ("[[methods]]\nrecipe = ['lora']", (), "did you mean recipes"),
+        ("[[methods]]\nrecipes = ['lora']\n[[methods]]\nrecipes = ['lora']", (), "a method stands twice in the comparison"),
+        ("[[methods]]\nrecipes = ['gone.toml']", (), "a recipe file cannot be read"),
+        (None, (), "a methods file cannot be read"),
+    ],
+)
+def test_a_wrong_methods_file_is_refused(
+    results: Path,
+    simulation: DirectSimulation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    flags: Any,
+    message: str,
+) -> None:
+    (tmp_path / "mine.toml").write_text((RECIPES / "lora.toml").read_text(encoding="utf-8").replace('"lora"', '"mine"'), encoding="utf-8")
+    if text is not None:
+        (tmp_path / "grid.toml").write_text(text, encoding="utf-8")
+    assert main(["--methods", str(tmp_path / "grid.toml"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert simulation.trained == []
+
+
 def test_other_steps_need_overwrite(results: Path, simulation: DirectSimulation) -> None:
     assert main(["--recipes", "lora", "--steps", "2", "--overwrite"]) == 0
     assert simulation.trained == [FEDERATED]
@@ -236,9 +313,7 @@ def test_other_steps_need_overwrite(results: Path, simulation: DirectSimulation)
 
 
 def test_two_recipes_of_one_name_are_refused(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fedsam_pipeline.specs import recipe
-
-    source = Path(recipe.__file__).parents[2] / "plans" / "recipes" / "lora.toml"
+    source = RECIPES / "lora.toml"
     (tmp_path / "mine.toml").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     assert main(["--recipes", f"lora,{tmp_path / 'mine.toml'}"]) == 2
     assert "two recipes have one name" in capsys.readouterr().err

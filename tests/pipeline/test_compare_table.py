@@ -30,6 +30,9 @@ def method(name: str, *dice: float, missing: int = 0, protocol: str = "federated
         "lora",
         protocol,
         "fedavg" if aggregates else None,
+        "fp32" if aggregates else None,
+        0.005,
+        False,
         scores,
         np.where(lacking, np.nan, 10 * (1 - scores)),
         lacking,
@@ -62,13 +65,32 @@ def test_means_worst_and_differences() -> None:
     assert other["difference_to_reference"]["dice"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
     assert other["difference_to_reference"]["hd95"] == pytest.approx({"value": -1.0, "low": -1.0, "high": -1.0})
     assert one["difference_to_best"]["dice"]["value"] == pytest.approx(-0.1)
-    assert one["bytes"] == {"up_per_round": 1e6, "down_per_round": 2e6, "per_round": 3e6, "total": 6e6}
+    assert one["bytes"] == {"up_per_round": 1e6, "down_per_round": 2e6, "per_round": 3e6, "total": 6e6, "reference_over_this": 1.0}
 
 
 def test_the_first_is_the_reference_and_the_highest_mean_the_best() -> None:
     found = record(ONE, OTHER, replace(ONE, name="third"))
     assert (found["reference"], found["best"]) == ("one", "other")
     assert found["cases"] == {"a": 3, "b": 2}
+
+
+def test_the_best_exchanges_updates_where_any_method_does() -> None:
+    pooled = method("pooled", 0.9, 0.9, 0.9, 0.9, 0.9, protocol="centralized")
+    assert record(ONE, pooled)["best"] == "one"
+    assert record(pooled, method("alone", 0.5, 0.5, 0.5, 0.5, 0.5, protocol="local"))["best"] == "pooled"
+
+
+def test_what_the_exchange_gives_each_site() -> None:
+    alone = method("alone", 0.4, 0.4, 0.4, 0.9, 0.9, protocol="local")
+    one, _, slower = record(ONE, alone, replace(OTHER, name="slower", learning_rate=0.1))["methods"]
+    assert one["difference_to_local"]["name"] == "alone"
+    assert one["difference_to_local"]["dice"]["a"]["value"] == pytest.approx(0.2)
+    assert one["difference_to_local"]["dice"]["a"]["low"] > 0.09
+    assert one["difference_to_local"]["dice"]["b"] == pytest.approx({"value": -0.1, "low": -0.1, "high": -0.1})
+    assert slower["difference_to_local"] is None  # another rate is another training
+    assert "## Dice minus that of each site's own model" in comparison_markdown(record(ONE, alone))
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(record(alone, ONE)))))
+    assert rows[0]["dice_minus_local_a"] == "" and float(rows[1]["dice_minus_local_a"]) == pytest.approx(0.2)
 
 
 def test_distances_are_compared_where_both_have_one() -> None:

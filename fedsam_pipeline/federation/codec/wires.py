@@ -19,13 +19,14 @@ first bytes or bits, then all second ones, ...): with them a general entropy cod
 """
 
 import math
-from typing import Literal, TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Wire = Literal["fp32", "fp16", "int8"]
-WIRES: tuple[Wire, ...] = ("fp32", "fp16", "int8")
+from fedsam_pipeline.specs.recipe import Wire
+
+WIRES: tuple[Wire, ...] = get_args(Wire)
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -1,0 +1,57 @@
+"""Which methods a comparison trains: a grid of flags, or several grids in a TOML file."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.specs.document import Document
+from fedsam_pipeline.specs.recipe import Wire
+
+Protocol = Literal["federated", "local", "centralized", "leave_one_site_out"]
+
+
+class MethodGrid(Document):
+    """Every recipe with every learning rate under every protocol; where sites exchange updates, also with every strategy and wire.
+
+    An empty list leaves the choice to the recipe (a learning rate that is ``auto`` there: to the plan).
+    """
+
+    recipes: tuple[str, ...] = Field(min_length=1)
+    """names, or TOML files"""
+    protocols: tuple[Protocol, ...] = Field(default=("federated",), min_length=1)
+    strategies: tuple[str, ...] = ()
+    """a strategy, or with a LoRA method as ``fedavg+flexlora``"""
+    wires: tuple[Wire, ...] = ()
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    random_encoder: bool = False
+    """control experiment: the image encoder is drawn at random"""
+
+
+class MethodList(Document):
+    """The content of a methods file: the rows of the table are those of its grids, one grid after the other."""
+
+    schema_version: Literal[1] = 1
+    methods: tuple[MethodGrid, ...] = Field(min_length=1)
+
+
+def load_methods(path: Path) -> tuple[MethodGrid, ...]:
+    """Reads a methods file. Recipes that are files are looked for beside it.
+
+    Raises:
+        FedsamError: missing, not TOML, or invalid (every fault is listed).
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedsamError("a methods file cannot be read", path=path, found=str(error), fix="check --methods") from error
+    except tomllib.TOMLDecodeError as error:
+        raise FedsamError("a methods file is not TOML", path=path, found=str(error), fix="mend the file") from error
+    grids = MethodList.from_dict(values, path=path, fix="mend these keys").methods
+
+    def beside(recipe: str) -> str:
+        return str(path.parent / recipe) if recipe.endswith(".toml") else recipe
+
+    return tuple(grid.model_copy(update={"recipes": tuple(map(beside, grid.recipes))}) for grid in grids)
