@@ -7,7 +7,7 @@ from pathlib import Path
 from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command, setting
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES
+from fedsam_pipeline.federation.strategy_settings import STRATEGIES
 from fedsam_pipeline.paths import data_folders
 from fedsam_pipeline.pipeline.plans_file import choose_planned
 from fedsam_pipeline.pipeline.train import train_all

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals
 from fedsam_pipeline.federation.lora_aggregation.methods import aggregate_lora
+from fedsam_pipeline.federation.strategy_settings import require_sites, strategy_settings
 from fedsam_pipeline.flower.messages import CONFIG, NUM_EXAMPLES, PAYLOAD, from_arrays, to_arrays
-from fedsam_pipeline.flower.strategy_settings import require_sites, strategy_settings
 from fedsam_pipeline.model.lora_residuals import split_residuals
 
 Aggregate = tuple[ArrayRecord | None, MetricRecord | None]

@@ -12,9 +12,9 @@ from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
+from fedsam_pipeline.federation.strategy_settings import strategy_settings
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
-from fedsam_pipeline.flower.strategy_settings import strategy_settings
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec

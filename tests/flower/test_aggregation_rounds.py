@@ -15,10 +15,10 @@ from fedsam_pipeline.federation.codec.payload import Header, pack
 from fedsam_pipeline.federation.codec.wires import to_bytes
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
+from fedsam_pipeline.federation.strategy_settings import STRATEGIES
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import FOLDED, PAYLOAD, from_arrays, from_record
 from fedsam_pipeline.flower.site_worker import SiteWorker
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.lora_residuals import folded_residuals

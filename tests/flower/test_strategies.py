@@ -6,10 +6,10 @@ from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
+from fedsam_pipeline.federation.strategy_settings import STRATEGIES, streams
 from fedsam_pipeline.federation.streaming import WeightedMean
 from fedsam_pipeline.flower.messages import CONFIG, PAYLOAD, PROXIMAL_MU
 from fedsam_pipeline.flower.strategies import LoraFedAvg, make_strategy
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES, streams
 from tests.federation.lora_aggregation.random_updates import BIAS, A, B, random_updates, random_weights
 from tests.flower.replies import a_round, aggregated, sent
 

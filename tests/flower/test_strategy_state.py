@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.strategy_settings import STRATEGIES
 from fedsam_pipeline.flower.strategies import LoraFedAvg, make_strategy
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES
 from fedsam_pipeline.flower.strategy_state import load_strategy_state, strategy_state
 from fedsam_pipeline.model.lora_residuals import split_residuals
 from tests.federation.lora_aggregation.random_updates import random_updates

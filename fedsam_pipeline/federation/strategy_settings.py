@@ -1,4 +1,4 @@
-"""Which settings every strategy has, and which numbers of sites it makes sense for. Knows nothing of Flower.
+"""Which settings every strategy has, and which numbers of sites it makes sense for. The strategies are Flower's.
 
 The defaults are ours where Flower's would do nothing or too much:
 
