@@ -8,6 +8,7 @@ from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.strategy_settings import STRATEGIES
+from fedsam_pipeline.federation.weighting import WEIGHTINGS
 from fedsam_pipeline.paths import data_folders
 from fedsam_pipeline.pipeline.plans_file import choose_planned
 from fedsam_pipeline.pipeline.train import train_all
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--weighting",
-        choices=("size", "equal", "validation"),
+        choices=WEIGHTINGS,
         help="weight of a site: its training cases, the same for all, or more where the shared model does badly (default: the recipe's)",
     )
     parser.add_argument(

@@ -14,6 +14,7 @@ from fedsam_pipeline.specs.document import Document, Rule
 Auto = Literal["auto"]
 Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "bulyan"]
 LoraMethod = Literal["naive", "ffa", "rolora", "flexlora", "fedex", "lora_fair", "fedrot"]
+Weighting = Literal["size", "equal", "validation"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -95,7 +96,7 @@ class AggregationRecipe(Document):
     """Flower's strategy"""
     lora_method: LoraMethod | None = None
     """treats LoRA's factors as products (``docs/aggregation.md``); left out, they are averaged like any other tensor"""
-    weighting: Literal["size", "equal", "validation"]
+    weighting: Weighting
     """weight of a site: its number of training cases, the same for all, or more for sites that the shared model serves badly"""
     options: dict[str, float] = Field(default_factory=dict)
     """settings of the strategy and of the LoRA method; what is left out has the default in ``docs/aggregation.md``"""

@@ -4,7 +4,8 @@ import pytest
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
-from fedsam_pipeline.federation.strategy_settings import LORA_STRATEGIES, STRATEGIES, require_sites, strategy_settings
+from fedsam_pipeline.federation.strategy_settings import LORA_STRATEGIES, SETTINGS, STRATEGIES, require_sites, strategy_settings
+from fedsam_pipeline.specs.recipe import AggregationRecipe
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,11 @@ def test_lora_methods_go_with_averaging_only(name: str) -> None:
 def test_settings_that_cannot_be(name: str, method: str | None, options: dict[str, float], words: str) -> None:
     with pytest.raises(FedsamError, match=words):
         strategy_settings(name, method, options)
+
+
+def test_every_strategy_has_its_settings() -> None:
+    assert tuple(SETTINGS) == STRATEGIES
+    assert AggregationRecipe(strategy="fedavg", weighting="size").options == {}
 
 
 def test_the_users_settings_stand_over_the_defaults() -> None:
