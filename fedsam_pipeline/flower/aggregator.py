@@ -42,7 +42,7 @@ class Aggregator:
     def __init__(self, recipe: AggregationRecipe, num_sites: int) -> None:
         self._recipe = recipe
         self._settings = strategy_settings(recipe.strategy, recipe.lora_method, recipe.options)
-        self._strategy: FedAvg = make_strategy(recipe.strategy, num_sites, recipe.options, recipe.lora_method)
+        self._strategy: FedAvg = make_strategy(recipe.strategy, num_sites, self._settings, recipe.lora_method)
         self._streams = streams(recipe.strategy, recipe.lora_method)
         self._dice: dict[str, float] = {}
 
