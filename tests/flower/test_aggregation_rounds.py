@@ -23,7 +23,7 @@ from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import LocalTrainer
-from tests.flower.test_rounds import SITES, Federation, assert_equal, stop_in
+from tests.flower.federations import SITES, Federation, assert_equal, stop_in
 
 FOUR = SITES | {"site_d": 1}
 

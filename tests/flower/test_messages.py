@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Message
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import CONFIG, PAYLOAD, from_arrays, from_record, to_record
 from fedsam_pipeline.flower.replies import SiteFailed
-from tests.flower.test_rounds import Federation
+from tests.flower.federations import Federation
 
 
 class Trap:
