@@ -142,6 +142,19 @@ def test_a_site_scores_and_keeps_its_own_model_beside_the_shared_one(tmp_path: P
     assert shared != personal
 
 
+def test_a_site_reads_its_state_once_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, read = CheckpointSeries.load, list[tuple[str, int]]()
+
+    def load(self: CheckpointSeries, round_number: int) -> dict[str, torch.Tensor]:
+        read.append((self.folder.name, round_number))
+        return real(self, round_number)
+
+    monkeypatch.setattr(CheckpointSeries, "load", load)
+    federation = Federation(tmp_path, recipe=load_recipe("fedsa_lora"), val_every=1)
+    federation.loop.evaluate(federation.run())
+    assert sorted(read) == [(site, number) for site in SITES for number in (1, 2, 3)]  # rounds 2 and 3, the final scores
+
+
 def build_adapted_again(recipe: Recipe) -> dict[str, torch.Tensor]:
     """The trained tensors at round 0."""
     return build_adapted("tiny_random", recipe, rank=2, num_classes=3, image_size=28, weights=None).trained_tensors()
