@@ -53,13 +53,14 @@ def positive_float(text: str) -> float:
 
 def setting(text: str) -> tuple[str, float]:
     """An argparse type: ``NAME=NUMBER``."""
-    name, found, value = text.partition("=")
+    refused = argparse.ArgumentTypeError(f"{text} is not NAME=NUMBER")
+    name, _, value = text.partition("=")
+    if not name:
+        raise refused
     try:
-        if name and found:
-            return name, float(value)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text} is not NAME=NUMBER")
+        return name, float(value)
+    except ValueError as error:
+        raise refused from error
 
 
 def refuse_unused(given: Mapping[str, bool], expected: str) -> None:

@@ -3,16 +3,19 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command, setting
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES
+from fedsam_pipeline.federation.strategy_settings import STRATEGIES
+from fedsam_pipeline.federation.weighting import WEIGHTINGS
 from fedsam_pipeline.paths import data_folders
 from fedsam_pipeline.pipeline.plans_file import choose_planned
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.pipeline.train_table import result_table
+from fedsam_pipeline.specs.comparison import Protocol
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-m", metavar="BASE_MODEL", help="base model that the plan must be for")
     parser.add_argument(
         "--protocol",
-        choices=("federated", "local", "centralized", "leave_one_site_out"),
+        choices=get_args(Protocol),
         default="federated",
         help="all sites together, each site alone (one run a site), one site that holds all cases and takes the summed steps, or all sites "
         "but one, scored on that one (one run a site)",
@@ -52,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--weighting",
-        choices=("size", "equal", "validation"),
+        choices=WEIGHTINGS,
         help="weight of a site: its training cases, the same for all, or more where the shared model does badly (default: the recipe's)",
     )
     parser.add_argument(

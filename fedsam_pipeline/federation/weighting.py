@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.specs.recipe import Weighting
 
-Weighting = Literal["size", "equal", "validation"]
+WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 FAIRNESS = 1.0
 """exponent of the loss: 0 is weighting by size, larger values help the worst-served sites more"""
 SMALLEST_LOSS = 0.01
@@ -25,7 +26,7 @@ def site_weights(
     is ours.
 
     Args:
-        weighting: ``size``, ``equal`` or ``validation``.
+        weighting: one of ``WEIGHTINGS``.
         num_cases: training cases by site.
         dice: last known Dice of the received model by site, 0 to 1. A site without one (no validation cases, or NaN) gets the mean loss of
             the others; before any is known all sites weigh by size.
@@ -34,9 +35,12 @@ def site_weights(
     Raises:
         FedsamError: unknown weighting, no site, a number of cases below 1, a Dice outside 0 to 1, or a negative exponent.
     """
-    if weighting not in get_args(Weighting):
+    if weighting not in WEIGHTINGS:
         raise FedsamError(
-            "unknown weighting of sites", found=weighting, expected="size, equal or validation", fix="change the recipe's aggregation"
+            "unknown weighting of sites",
+            found=weighting,
+            expected=f"one of {', '.join(WEIGHTINGS)}",
+            fix="change the recipe's aggregation",
         )
     known = {site: value for site, value in sorted((dice or {}).items()) if site in num_cases and not math.isnan(value)}
     wrong = [f"{site}: {count} cases" for site, count in sorted(num_cases.items()) if count < 1]

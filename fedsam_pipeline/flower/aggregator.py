@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
+from fedsam_pipeline.federation.strategy_settings import require_sites, strategy_settings, streams
 from fedsam_pipeline.federation.streaming import WeightedMean
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.federation.weighting import site_weights
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, TRAIN_ROUND, from_arrays, to_arrays
 from fedsam_pipeline.flower.strategies import SITE, LoraFedAvg, make_strategy
-from fedsam_pipeline.flower.strategy_settings import require_sites, strategy_settings, streams
 from fedsam_pipeline.flower.strategy_state import load_strategy_state, strategy_state
 from fedsam_pipeline.model.lora_residuals import split_residuals
 from fedsam_pipeline.specs.recipe import AggregationRecipe
@@ -42,7 +42,7 @@ class Aggregator:
     def __init__(self, recipe: AggregationRecipe, num_sites: int) -> None:
         self._recipe = recipe
         self._settings = strategy_settings(recipe.strategy, recipe.lora_method, recipe.options)
-        self._strategy: FedAvg = make_strategy(recipe.strategy, num_sites, recipe.options, recipe.lora_method)
+        self._strategy: FedAvg = make_strategy(recipe.strategy, num_sites, self._settings, recipe.lora_method)
         self._streams = streams(recipe.strategy, recipe.lora_method)
         self._dice: dict[str, float] = {}
 

@@ -28,8 +28,23 @@ def to_arrays(tensors: dict[str, Tensor]) -> ArrayRecord:
 
 
 def from_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
-    """The arrays of a record. Flower reads them with ``allow_pickle=False``."""
-    return {name: array.numpy() for name, array in record.items()}
+    """The arrays of a record.
+
+    Raises:
+        UpdateRefused: an array cannot be read.
+    """
+    return {name: _read(name, array) for name, array in record.items()}
+
+
+def _read(name: str, array: Array) -> NDArray[np.generic]:
+    """One array. Flower reads it with ``allow_pickle=False``, so its bytes run no code, whatever they are."""
+    try:
+        read = array.numpy()
+    except Exception as error:  # the bytes may be anything, and so may be what NumPy's parsers raise: MemoryError, RecursionError, OSError
+        raise UpdateRefused(f"array {name!r:.80} cannot be read ({type(error).__name__})") from error
+    if not isinstance(read, np.ndarray):  # NumPy opens a zip file as an archive of arrays
+        raise UpdateRefused(f"array {name!r:.80} is an archive of arrays")
+    return read
 
 
 def to_record(payload: bytes) -> ArrayRecord:
@@ -41,12 +56,14 @@ def from_record(record: ArrayRecord) -> bytes:
     """The codec's bytes out of a record.
 
     Raises:
-        UpdateRefused: the record is anything else than one array of bytes.
+        UpdateRefused: the record is anything else than one array of bytes, or cannot be read.
     """
-    arrays = from_arrays(record)
-    if set(arrays) != {PAYLOAD} or arrays[PAYLOAD].dtype != np.uint8 or arrays[PAYLOAD].ndim != 1:
-        raise UpdateRefused(f"a record of {len(arrays)} arrays, expected one of bytes")
-    return arrays[PAYLOAD].tobytes()
+    if set(record) != {PAYLOAD}:
+        raise UpdateRefused(f"a record of {len(record)} arrays, expected one of bytes")
+    payload = _read(PAYLOAD, record[PAYLOAD])
+    if payload.dtype != np.uint8 or payload.ndim != 1:
+        raise UpdateRefused(f"an array of {payload.ndim} axes of {payload.dtype!s:.80}, expected one of bytes")
+    return payload.tobytes()
 
 
 def message_bytes(content: RecordDict) -> int:

@@ -59,7 +59,7 @@ def read_reply(message: Message, sent: ConfigRecord, class_names: Sequence[str])
         raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
     try:
         return _parsed(message, sent, class_names)
-    except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, an array that cannot be read
+    except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, or a value of another type
         raise SiteFailed(f"a reply cannot be read ({type(error).__name__})") from error
 
 

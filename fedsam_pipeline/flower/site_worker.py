@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +106,7 @@ class SiteWorker:
         self._adapted, self._initial = worker_model(setup)
         self._store = CaseStore(setup.store_folder)
         self._states = CheckpointSeries(setup.state_folder, "state_r")
+        self._loaded: tuple[int, dict[str, Tensor]] | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -115,7 +116,7 @@ class SiteWorker:
     def held(self, after_round: int) -> dict[str, Tensor]:
         """The federated state that this site received for a round, against which the next one comes; without it that of round 0."""
         if after_round in self._states.rounds():
-            return _without_prefix(self._states.load(after_round), _HELD_PREFIX)
+            return _without_prefix(self._state_after(after_round), _HELD_PREFIX)
         return {entry.name: self._initial[entry.name] for entry in self.manifest.federated}
 
     def receive(self, payload: bytes, folded: Mapping[str, NDArray[np.generic]], *, rounds_done: int) -> float:
@@ -186,6 +187,7 @@ class SiteWorker:
         encoded = encode(update, self._received, wire, _without_prefix(state, _LOST_PREFIX))
         coded = {f"{_HELD_PREFIX}{name}": tensor for name, tensor in self._received.items()}
         coded |= {f"{_LOST_PREFIX}{name}": tensor for name, tensor in encoded.residual.items()}
+        self._loaded = None  # the disk changes
         self._states.save(round_number, trainer.optimizer_state() | local | coded)
         return encoded, result
 
@@ -215,6 +217,13 @@ class SiteWorker:
         log.info("%s: %s", setup.site, execution.why)
         return execution
 
+    def _state_after(self, round_number: int) -> dict[str, Tensor]:
+        """The state of a round on disk, for reading only. One message asks for the same one several times: the last one read is kept."""
+        if self._loaded is None or self._loaded[0] != round_number:
+            self._loaded = None
+            self._loaded = round_number, self._states.load(round_number)
+        return self._loaded[1]
+
     def _state_before(self, round_number: int) -> dict[str, Tensor]:
         known = self._states.rounds()
         if round_number == 1 or not known:
@@ -223,7 +232,7 @@ class SiteWorker:
             return self._initial_local()
         if round_number - 1 not in known:
             raise StateMissing(f"round {round_number} needs the state of round {round_number - 1}; this site has {known}")
-        return self._states.load(round_number - 1)
+        return self._state_after(round_number - 1)
 
     def _initial_local(self) -> dict[str, Tensor]:
         """Local tensors at round 0: the worker's model may have served other sites in between and must not leak into this one."""
@@ -231,7 +240,9 @@ class SiteWorker:
 
     def _own(self, rounds_done: int) -> dict[str, Tensor]:
         """The tensors that stay here, as they were after a round."""
-        state = self._states.load(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
+        if not self.manifest.personal:
+            return {}
+        state = self._state_after(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
         return _without_prefix(state, _LOCAL_PREFIX)
 
     def write_personal_bundle(self, *, rounds_done: int) -> Path:
@@ -252,7 +263,6 @@ class SiteWorker:
         personal: bool = True,
         max_cases: int | None = None,
         report: Path | None = None,
-        on_case: Callable[[], None] | None = None,
     ) -> dict[str, SiteDice]:
         """Scores the received model on whole validation volumes, on the plan's grid.
 
@@ -262,7 +272,6 @@ class SiteWorker:
                 model that all sites share.
             max_cases: at most so many cases, evenly spread over the sorted list; ``None`` for all.
             report: file for the scores of single cases; it stays at the site.
-            on_case: called after each case.
 
         Returns:
             Dice by owning site, of the regions or else of the classes; empty where the fold has no validation case here. Ignored voxels do
@@ -277,23 +286,21 @@ class SiteWorker:
         predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
         tables: dict[str, list[NDArray[np.int64]]] = {}
         rows = []
-        for name in _spread(sorted(setup.val_cases), max_cases):
-            case = self._store.open(name)
-            with folded_residuals(self._adapted.model, self._residuals):
+        with folded_residuals(self._adapted.model, self._residuals):
+            for name in _spread(sorted(setup.val_cases), max_cases):
+                case = self._store.open(name)
                 prediction = predictor.predict_case(case.image).argmax(axis=0)
-            table = counts(np.asarray(case.labels[:]), prediction, len(labels.classes), groups=groups, ignore=IGNORE)
-            site = setup.owner[name]
-            tables.setdefault(site, []).append(table)
-            known = scorable.get(site, np.ones(len(groups), dtype=np.bool_))
-            rows.append(
-                {
-                    "case": name,
-                    "site": site,
-                    "tp_fp_fn": [row if scored else None for row, scored in zip(table.tolist(), known, strict=True)],
-                }
-            )
-            if on_case is not None:
-                on_case()
+                table = counts(np.asarray(case.labels[:]), prediction, len(labels.classes), groups=groups, ignore=IGNORE)
+                site = setup.owner[name]
+                tables.setdefault(site, []).append(table)
+                known = scorable.get(site, np.ones(len(groups), dtype=np.bool_))
+                rows.append(
+                    {
+                        "case": name,
+                        "site": site,
+                        "tp_fp_fn": [row if scored else None for row, scored in zip(table.tolist(), known, strict=True)],
+                    }
+                )
         if report is not None:
             write_json(report, {"schema_version": 1, "grid": "plan", "cases": rows})
         return {site: summarize_site(of_site, scorable.get(site)) for site, of_site in sorted(tables.items())}

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fedsam_pipeline.federation.lora_aggregation.fedex import add_residuals
 from fedsam_pipeline.federation.lora_aggregation.methods import aggregate_lora
+from fedsam_pipeline.federation.strategy_settings import require_sites
 from fedsam_pipeline.flower.messages import CONFIG, NUM_EXAMPLES, PAYLOAD, from_arrays, to_arrays
-from fedsam_pipeline.flower.strategy_settings import require_sites, strategy_settings
 from fedsam_pipeline.model.lora_residuals import split_residuals
 
 Aggregate = tuple[ArrayRecord | None, MetricRecord | None]
@@ -148,19 +148,18 @@ class LoraFedProx(LoraFedAvg, FedProx):
     """A LoRA method, with the proximal term at the sites."""
 
 
-def make_strategy(name: str, num_sites: int, options: Mapping[str, float] | None = None, lora_method: str | None = None) -> FedAvg:
+def make_strategy(name: str, num_sites: int, settings: Mapping[str, float], lora_method: str | None = None) -> FedAvg:
     """A strategy over all sites.
 
     Args:
         name: one of ``strategy_settings.STRATEGIES``.
         num_sites: sites of the run; all take part in every round.
-        options: the strategy's and the LoRA method's settings by name; what is left out has the default of ``strategy_settings.py``.
+        settings: what ``strategy_settings`` gave for these names.
         lora_method: one of ``LORA_METHODS``; ``None`` lets Flower treat LoRA factors as any other tensor.
 
     Raises:
-        FedsamError: unknown names, settings out of range, a combination without meaning, or too few sites for the strategy.
+        FedsamError: too few sites for the strategy.
     """
-    settings = strategy_settings(name, lora_method, options or {})
     require_sites(name, num_sites, settings)
     common: dict[str, Any] = {
         "fraction_train": 1.0,

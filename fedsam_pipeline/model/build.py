@@ -15,7 +15,7 @@ from fedsam_pipeline.model.manifest import freeze_all_but, resolve_manifest
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.model.tiny_vit import TinyViT
-from fedsam_pipeline.model.trained_files import BundleInfo, read_adapter
+from fedsam_pipeline.model.trained_files import BundleInfo, read_adapter, read_info
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.specs.plans import Plans
@@ -175,6 +175,12 @@ class ModelSetup:
         return "random" if self.weights is None else base_model_spec(self.plans.base_model).weights_sha256
 
     @property
+    def start_sha256(self) -> str:
+        """The hash of the adapter that training begins with, or the word ``none``. As its folder states it: ``build`` holds the adapter
+        against it."""
+        return "none" if self.start is None else read_info(self.start).adapter_sha256
+
+    @property
     def lora_rank(self) -> int:
         """The recipe's rank, or the plan's where the recipe says ``auto``."""
         return resolved_rank(self.recipe, self.plans.training.lora_rank)
@@ -186,14 +192,14 @@ class ModelSetup:
             "recipe_sha256": self.recipe.sha256(),
             "weights_sha256": self.weights_sha256,
             "encoder": "random" if self.random_encoder else "pretrained",
-            "start_sha256": "none" if self.start is None else read_adapter(self.start)[0].adapter_sha256,
+            "start_sha256": self.start_sha256,
         }
 
     def build(self) -> AdaptedModel:
         """The model; see ``build_planned``. With ``start``, its adapter is in it.
 
         Raises:
-            FedsamError: that adapter belongs to another base model, or has other tensors.
+            FedsamError: that adapter is damaged, belongs to another base model, or has other tensors.
         """
         adapted = build_planned(self.plans, self.recipe, rank=self.lora_rank, weights=self.weights, random_encoder=self.random_encoder)
         if self.start is not None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,7 +35,8 @@ class BundleInfo(Document):
     """a control experiment: the image encoder was drawn at random, not loaded"""
     lora_rank: int
     rounds_done: PositiveInt
-    adapter_sha256: str
+    adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """part of the path of a run that begins with this adapter"""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -66,13 +67,22 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], info_without_hash: B
     BundleInfo.from_dict(values).save(folder / BUNDLE_FILE)
 
 
+def read_info(folder: Path) -> BundleInfo:
+    """What binds the adapter in ``folder`` to its base model, as it was written; the adapter itself is not looked at.
+
+    Raises:
+        FedsamError: the file is missing or broken.
+    """
+    return BundleInfo.load(folder / BUNDLE_FILE, fix=f"{RETRAIN}: this folder holds no finished model")
+
+
 def read_adapter(folder: Path) -> tuple[BundleInfo, Manifest, dict[str, Tensor]]:
     """What binds the adapter in ``folder`` to its base model, its manifest, and its tensors.
 
     Raises:
         FedsamError: a file is missing or broken, or the tensors are not those that were written.
     """
-    info = BundleInfo.load(folder / BUNDLE_FILE, fix=f"{RETRAIN}: this folder holds no finished model")
+    info = read_info(folder)
     manifest = Manifest.load(folder / MANIFEST_FILE, fix=RETRAIN)
     tensors = load_tensors(folder / ADAPTER_FILE)
     found = sha256_file(folder / ADAPTER_FILE)

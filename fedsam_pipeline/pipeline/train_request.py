@@ -11,13 +11,12 @@ from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
+from fedsam_pipeline.federation.strategy_settings import strategy_settings
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
-from fedsam_pipeline.flower.strategy_settings import strategy_settings
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
-from fedsam_pipeline.model.trained_files import read_adapter
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.plans_file import load_plans
@@ -128,11 +127,11 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     owner = {case: site for site, cases in sites.items() for case in cases}
     groups = _groups(request.protocol, sites)
     start = None if request.init is None else request.init.absolute()
+    model = ModelSetup(plans, recipe, weights, request.random_encoder, start)
     special = "-random_encoder" if request.random_encoder else ""
     if start is not None:
-        special += f"-from_{read_adapter(start)[0].adapter_sha256[:8]}"
+        special += f"-from_{model.start_sha256[:8]}"
     adaptation = f"{recipe.name}{special}__{request.plans_name}__{CONFIGURATION}"
-    model = ModelSetup(plans, recipe, weights, request.random_encoder, start)
     return [
         _run_setup(
             results / preprocessed.name / adaptation,

@@ -62,9 +62,9 @@ def resample(
         return np.asarray(array, dtype=np.float32)
     if coarse_axis is None or coarse_order == order:
         return _resample_once(array, target, order)
-    along = tuple(target[axis] if axis == coarse_axis else array.shape[1 + axis] for axis in range(3))
     in_plane = tuple(array.shape[1 + axis] if axis == coarse_axis else target[axis] for axis in range(3))
     if coarse_order == 0 and target[coarse_axis] < array.shape[1 + coarse_axis]:  # the same slices, and fewer of them to interpolate
+        along = tuple(target[axis] if axis == coarse_axis else array.shape[1 + axis] for axis in range(3))
         array, in_plane = _resample_once(array, along, coarse_order), target
     if order == 3 and array.shape[1:] != in_plane:
         array = _cubic_slices(array, in_plane, coarse_axis)
@@ -97,7 +97,7 @@ def resample_labels(
     common = 0 if 0 in values else values[0]
     result = np.full(target, common, dtype=labels.dtype)
     steps = [_steps(old, new) for old, new in zip(labels.shape, target, strict=True)]
-    near = [_near(axis, labels != common, step) for axis, step in enumerate(steps)]
+    near = _near(labels != common, steps)
     if any(not len(touched) for touched in near):  # all that is not background lies between the new voxels' centres
         return result
     box = tuple(slice(int(touched[0]), int(touched[-1]) + 1) for touched in near)
@@ -125,12 +125,14 @@ def _steps(old: int, new: int) -> Steps:
     return low, np.minimum(low + 1, old - 1), (centres - low).astype(np.float32)
 
 
-def _near(axis: int, occupied: NDArray[np.bool_], steps: Steps) -> NDArray[np.int64]:
-    """The new voxels along an axis that an occupied old one contributes to."""
-    planes = occupied.any(axis=tuple(other for other in range(3) if other != axis))
-    low, high, _ = steps
-    between = np.concatenate([[0], np.cumsum(planes)])
-    return np.flatnonzero(between[high + 1] > between[low])
+def _near(occupied: NDArray[np.bool_], steps: Sequence[Steps]) -> list[NDArray[np.int64]]:
+    """For each axis of ``occupied`` (Z, Y, X), the new voxels that an occupied old one contributes to."""
+    near = []
+    for axis, (low, high, _) in enumerate(steps):
+        planes = occupied.any(axis=tuple(other for other in range(3) if other != axis))
+        between = np.concatenate([[0], np.cumsum(planes)])
+        near.append(np.flatnonzero(between[high + 1] > between[low]))
+    return near
 
 
 def _between(volume: torch.Tensor, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float32]) -> torch.Tensor:

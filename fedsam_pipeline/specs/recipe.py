@@ -15,6 +15,7 @@ Auto = Literal["auto"]
 Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "bulyan"]
 LoraMethod = Literal["naive", "ffa", "rolora", "flexlora", "fedex", "lora_fair", "fedrot"]
 Wire = Literal["fp32", "fp16", "int8"]
+Weighting = Literal["size", "equal", "validation"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -96,7 +97,7 @@ class AggregationRecipe(Document):
     """Flower's strategy"""
     lora_method: LoraMethod | None = None
     """treats LoRA's factors as products (``docs/aggregation.md``); left out, they are averaged like any other tensor"""
-    weighting: Literal["size", "equal", "validation"]
+    weighting: Weighting
     """weight of a site: its number of training cases, the same for all, or more for sites that the shared model serves badly"""
     wire: Wire = "fp32"
     """how states and updates travel, as differences: exactly, in half the bytes, or in about a fifth"""

@@ -122,8 +122,7 @@ class LocalTrainer:
         """
         model = self._adapted.model.train()
         federated = {entry.name for entry in self._adapted.manifest.federated}
-        self._received = {name: p.detach().clone() for name, p in self._parameters.items() if name in federated} if proximal_mu else {}
-        self._proximal_mu = proximal_mu
+        received = {name: p.detach().clone() for name, p in self._parameters.items() if name in federated} if proximal_mu else {}
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(name not in frozen)
         total, rate, waited = 0.0, 0.0, 0.0
@@ -140,7 +139,7 @@ class LocalTrainer:
                 rounds=schedule.rounds,
                 local_steps=schedule.local_steps,
             )
-            total += self._step(batch, rate)
+            total += self._step(batch, rate, received, proximal_mu)
             if on_step is not None:
                 on_step(step)
         model.eval()
@@ -148,7 +147,8 @@ class LocalTrainer:
             parameter.requires_grad_()
         return RoundResult(total / schedule.local_steps, rate, time.perf_counter() - started, waited)
 
-    def _step(self, batch: Batch, rate: float) -> float:
+    def _step(self, batch: Batch, rate: float, received: dict[str, Tensor], proximal_mu: float) -> float:
+        """One optimizer step, pulled towards ``received`` where there is any; the loss before it, without the pull."""
         labels = batch.labels.to(self._device)
         annotated = None if batch.annotated is None else batch.annotated.to(self._device)
         parts = self._parts(batch)
@@ -168,8 +168,8 @@ class LocalTrainer:
             assert logits.grad is not None
             for part, gradient in zip(parts, logits.grad.split(self._micro_batch), strict=True):  # type: ignore[no-untyped-call]
                 self._forward(*part).backward(gradient)  # type: ignore[no-untyped-call]
-        if self._received:
-            proximal_term(self._parameters, self._received, self._proximal_mu).backward()  # type: ignore[no-untyped-call]
+        if received:
+            proximal_term(self._parameters, received, proximal_mu).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.optimizer.gradient_clip)
         for group in self._optimizer.param_groups:
             group["lr"] = rate

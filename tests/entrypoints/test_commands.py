@@ -115,6 +115,15 @@ def test_numbers_that_make_no_sense_are_refused_by_their_flag(arguments: list[st
     assert f"argument {arguments[0]}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["eta", "eta=", "=1", "eta=x", ""])
+def test_a_setting_without_its_name_or_number_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train_federated.main(["--strategy_option", text])
+    assert caught.value.code == 2
+    assert f"argument --strategy_option: {text} is not NAME=NUMBER" in capsys.readouterr().err
+    assert train_federated.build_parser().parse_args(["--strategy_option", "eta=1e-3"]).strategy_option == [("eta", 1e-3)]
+
+
 # download_weights
 
 

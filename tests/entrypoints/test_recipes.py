@@ -62,6 +62,8 @@ def test_the_table_has_a_line_a_recipe_and_the_ratio_to_fedsam(capsys: pytest.Ca
     cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert cells["flap_sam"] == ["1,846,384", "1,846,384", "7,385,536", "3,692,768", "1,941,992", "49.0x"]
     assert cells["fedsam"][-1] == "1.0x"
+    # rank 4 whatever --rank says; LoRA in the MLPs and the mask tokens of three classes; the sixteenfold upscaling
+    assert cells["default"][0] == f"{1_368_064 // 8 + 3 * (4 * (5 * 256 + 8) + 256) + 76_632:,}"
 
 
 def test_the_default_sends_hundreds_of_times_less_than_full_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,9 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
+from fedsam_pipeline.federation.strategy_settings import strategy_settings
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, TRAIN_ROUND, from_arrays, to_arrays
-from fedsam_pipeline.flower.strategies import SITE
+from fedsam_pipeline.flower.strategies import SITE, make_strategy
 
 
 class Nodes:
@@ -23,6 +24,11 @@ class Nodes:
 
     def get_node_ids(self) -> Iterable[int]:
         return range(1, self._count + 1)
+
+
+def a_strategy(name: str, sites: int, options: Mapping[str, float] | None = None, lora_method: str | None = None) -> FedAvg:
+    """A strategy with these settings, the others by default."""
+    return make_strategy(name, sites, strategy_settings(name, lora_method, options or {}), lora_method)
 
 
 def sent(strategy: FedAvg, tensors: Mapping[str, Tensor], round_number: int, sites: int) -> list[Message]:

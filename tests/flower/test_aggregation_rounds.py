@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +13,17 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import decode
 from fedsam_pipeline.federation.codec.payload import Header, pack
 from fedsam_pipeline.federation.codec.wires import to_bytes
-from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import FOLDED, PAYLOAD, from_arrays, from_record
 from fedsam_pipeline.flower.site_worker import SiteWorker
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
-from fedsam_pipeline.specs.recipe import AggregationRecipe, LoraMethod, Recipe, Strategy, load_recipe
+from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import LocalTrainer
-from tests.flower.test_rounds import SITES, Federation, assert_equal, stop_in
+from tests.flower.federations import SITES, Federation, assert_equal, stop_in
 
 FOUR = SITES | {"site_d": 1}
 
@@ -195,12 +193,6 @@ def test_memory_does_not_grow_with_the_sites_where_the_strategy_is_linear(tmp_pa
     monkeypatch.setattr(federation.aggregator, "add", add)
     federation.run()
     assert set(kept) == {0}
-
-
-def test_the_recipe_and_flower_know_the_same_names() -> None:
-    assert get_args(Strategy) == STRATEGIES
-    assert get_args(LoraMethod) == LORA_METHODS
-    assert AggregationRecipe(strategy="fedavg", weighting="size").options == {}
 
 
 def test_the_checkpoint_holds_the_strategys_state_beside_the_adapter(tmp_path: Path) -> None:

@@ -11,91 +11,21 @@ from flwr.app import Context, Message
 
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import decode
-from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.codec.payload import unpack
-from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.flower import client_app
-from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_record
 from fedsam_pipeline.flower.replies import SiteFailed
-from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord, RunStopped
+from fedsam_pipeline.flower.round_loop import RunStopped
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
-from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.model.build import build_adapted
 from fedsam_pipeline.model.trained_files import load_tensors
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
-from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule
+from fedsam_pipeline.training.local_trainer import LocalTrainer
 from fedsam_pipeline.training.slab_loader import SlabLoader
-from tests.conftest import make_tiny_plans
-from tests.flower.grids import DirectGrid
+from tests.flower.federations import SCHEDULE, SITES, Federation, assert_equal, model, setups, start, stop_in
 from tests.training.stores import write_store
-
-SITES = {"site_a": 3, "site_b": 2, "site_c": 1}
-SCHEDULE = RunSchedule(rounds=3, local_steps=2, peak_learning_rate=2e-3, seed=3)
-
-
-def setups(folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None) -> list[SiteSetup]:
-    plans = make_tiny_plans()
-    made = []
-    for index, (site, count) in enumerate(sites.items()):
-        cases = [f"{site}_{i}" for i in range(count + 1)]
-        store = folder / "store" / site
-        if not store.exists():
-            write_store(store, cases, seed=index, site=site, offset=0.3 * index)
-        made.append(
-            SiteSetup(
-                site=site,
-                store_folder=store,
-                train_cases=tuple(cases[:-1]),
-                val_cases=tuple(cases[-1:]),
-                owner=dict.fromkeys(cases, site),
-                model=ModelSetup(plans, recipe or load_recipe("flap_sam"), None),
-                state_folder=folder / "sites" / site,
-                device="cpu",
-                num_threads=1,
-                execution_file=folder / "execution" / f"{site}.json",
-            )
-        )
-    return made
-
-
-def model(recipe: Recipe | None = None) -> AdaptedModel:
-    return build_adapted("tiny_random", recipe or load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
-
-
-def start(adapted: AdaptedModel) -> dict[str, torch.Tensor]:
-    return {entry.name: adapted.trained_tensors()[entry.name].clone() for entry in adapted.manifest.federated}
-
-
-class Federation:
-    """A run in this process."""
-
-    def __init__(
-        self, folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None, val_every: int = 0, wire: Wire = "fp32"
-    ) -> None:
-        self.setups = setups(folder, sites, recipe)
-        self.grid = DirectGrid(self.setups)
-        self.records: list[RoundRecord] = []
-        self.adapted = model(recipe)
-        self.checkpoints = CheckpointSeries(folder / "checkpoints", "round_")
-        self.wire = wire
-        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), len(self.setups), ("organ", "lesion"), wire=wire)
-        downlink = Downlink(wire, start(self.adapted))
-        self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, len(self.setups))
-        self.loop = RoundLoop(self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append)
-
-    def run(self, rounds_done: int = 0) -> dict[str, torch.Tensor]:
-        tensors = start(self.adapted)
-        if rounds_done:
-            self.loop._downlink, rest = Downlink.restored(self.wire, self.checkpoints.load(rounds_done))
-            tensors = self.aggregator.restore(rest)
-        return self.loop.run(tensors, rounds_done)
-
-
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_one_site_is_the_plain_trainer(tmp_path: Path) -> None:
@@ -119,14 +49,6 @@ def test_an_interrupted_run_that_continues_equals_an_uninterrupted_one(tmp_path:
     second = Federation(tmp_path / "cut")
     assert second.checkpoints.rounds()[-1] == 2
     assert_equal(second.run(rounds_done=2), whole)
-
-
-def stop_in(last: int):  # type: ignore[no-untyped-def]
-    def on_round(record: RoundRecord) -> None:
-        if record.progress["round"] == last:
-            raise KeyboardInterrupt
-
-    return on_round
 
 
 def test_the_aggregate_is_the_mean_weighted_by_training_cases(tmp_path: Path) -> None:
@@ -218,6 +140,19 @@ def test_a_site_scores_and_keeps_its_own_model_beside_the_shared_one(tmp_path: P
     shared = [json.loads((folder.parent / "validation_shared.json").read_text()) for folder in folders.values()]
     personal = [json.loads((folder.parent / "validation.json").read_text()) for folder in folders.values()]
     assert shared != personal
+
+
+def test_a_site_reads_its_state_once_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, read = CheckpointSeries.load, list[tuple[str, int]]()
+
+    def load(self: CheckpointSeries, round_number: int) -> dict[str, torch.Tensor]:
+        read.append((self.folder.name, round_number))
+        return real(self, round_number)
+
+    monkeypatch.setattr(CheckpointSeries, "load", load)
+    federation = Federation(tmp_path, recipe=load_recipe("fedsa_lora"), val_every=1)
+    federation.loop.evaluate(federation.run())
+    assert sorted(read) == [(site, number) for site in SITES for number in (1, 2, 3)]  # rounds 2 and 3, the final scores
 
 
 def build_adapted_again(recipe: Recipe) -> dict[str, torch.Tensor]:

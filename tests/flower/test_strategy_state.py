@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
-from fedsam_pipeline.flower.strategies import LoraFedAvg, make_strategy
-from fedsam_pipeline.flower.strategy_settings import STRATEGIES
+from fedsam_pipeline.federation.strategy_settings import STRATEGIES
+from fedsam_pipeline.flower.strategies import LoraFedAvg
 from fedsam_pipeline.flower.strategy_state import load_strategy_state, strategy_state
 from fedsam_pipeline.model.lora_residuals import split_residuals
 from tests.federation.lora_aggregation.random_updates import random_updates
-from tests.flower.replies import a_round
+from tests.flower.replies import a_round, a_strategy
 
 SITES, ROUNDS = 7, 4
 EVERY = [*((name, None) for name in STRATEGIES), ("fedavg", "fedex"), ("fedavg", "fedrot"), ("fedprox", "flexlora")]
@@ -31,13 +31,13 @@ def rounds(strategy: FedAvg, tensors: dict[str, Tensor], first: int, last: int) 
 @pytest.mark.parametrize(("name", "method"), EVERY)
 def test_resume_equals_uninterrupted(tmp_path: Path, name: str, method: str | None) -> None:
     start = random_updates(99, 1)["site_0"]
-    uninterrupted = make_strategy(name, SITES, lora_method=method)
+    uninterrupted = a_strategy(name, SITES, lora_method=method)
     whole = rounds(uninterrupted, start, 1, ROUNDS)
-    first = make_strategy(name, SITES, lora_method=method)
+    first = a_strategy(name, SITES, lora_method=method)
     half = rounds(first, start, 1, 2)
     series = CheckpointSeries(tmp_path, "strategy_")
     series.save(2, strategy_state(first))
-    second = make_strategy(name, SITES, lora_method=method)
+    second = a_strategy(name, SITES, lora_method=method)
     load_strategy_state(second, series.load(2))
     continued = rounds(second, half, 3, ROUNDS)
     assert all(torch.equal(continued[key], whole[key]) for key in whole)
@@ -48,13 +48,13 @@ def test_resume_equals_uninterrupted(tmp_path: Path, name: str, method: str | No
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
 def test_without_the_state_the_course_would_differ(name: str) -> None:
     start = random_updates(99, 1)["site_0"]
-    whole = rounds(make_strategy(name, SITES), start, 1, ROUNDS)
-    continued = rounds(make_strategy(name, SITES), rounds(make_strategy(name, SITES), start, 1, 2), 3, ROUNDS)
+    whole = rounds(a_strategy(name, SITES), start, 1, ROUNDS)
+    continued = rounds(a_strategy(name, SITES), rounds(a_strategy(name, SITES), start, 1, 2), 3, ROUNDS)
     assert not all(torch.allclose(continued[key], whole[key]) for key in whole)
 
 
 def test_the_state_is_a_copy() -> None:
-    strategy = make_strategy("fedadam", SITES)
+    strategy = a_strategy("fedadam", SITES)
     assert strategy_state(strategy) == {}
     tensors = rounds(strategy, random_updates(99, 1)["site_0"], 1, 1)
     state = strategy_state(strategy)
@@ -75,11 +75,11 @@ def test_the_state_is_a_copy() -> None:
 )
 def test_a_state_of_another_strategy_is_refused(name: str, method: str | None, state: dict[str, Tensor], words: str) -> None:
     with pytest.raises(FedsamError, match=rf"does not fit this run[\s\S]*{words}"):
-        load_strategy_state(make_strategy(name, SITES, lora_method=method), state)
+        load_strategy_state(a_strategy(name, SITES, lora_method=method), state)
 
 
 def test_one_site_of_fedex_leaves_no_residual() -> None:
-    strategy = make_strategy("fedavg", 1, lora_method="fedex")
+    strategy = a_strategy("fedavg", 1, lora_method="fedex")
     updates = random_updates(1, 1)
     a_round(strategy, random_updates(99, 1)["site_0"], updates)
     assert strategy_state(strategy) == {}

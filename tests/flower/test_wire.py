@@ -12,7 +12,7 @@ from fedsam_pipeline.federation.codec.payload import unpack
 from fedsam_pipeline.federation.codec.wires import WIRES, Wire
 from fedsam_pipeline.flower.messages import CONFIG, PAYLOAD, from_record, to_record
 from fedsam_pipeline.flower.replies import SiteFailed
-from tests.flower.test_rounds import Federation, assert_equal, stop_in
+from tests.flower.federations import Federation, assert_equal, stop_in
 
 LOSSY: tuple[Wire, ...] = ("fp16", "int8")
 

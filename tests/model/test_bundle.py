@@ -195,6 +195,18 @@ def test_training_starts_from_a_bundle_and_both_sides_agree_on_it(tmp_path: Path
     assert setup(plans=plans).agreement()["start_sha256"] == "none"
 
 
+def test_a_start_is_known_by_its_document_and_checked_when_it_is_built(tmp_path: Path) -> None:
+    start = write(tmp_path / "fold_0", trained())
+    begun = setup(plans=make_tiny_plans(training={"lora_rank": 2}), start=start)
+    agreed, adapter = begun.agreement(), start / ADAPTER_FILE
+    damaged = bytearray(adapter.read_bytes())
+    damaged[-1] ^= 1
+    adapter.write_bytes(damaged)
+    assert begun.agreement() == agreed
+    with pytest.raises(FedsamError, match="an adapter fails its hash check"):
+        begun.build()
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -214,3 +226,7 @@ def test_an_adapter_that_does_not_fit_cannot_be_the_start(tmp_path: Path, change
 def test_a_start_that_is_no_trained_fold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FedsamError, match="holds no finished model"):
         setup(start=tmp_path).agreement()
+    start = write(tmp_path / "fold_0", trained())
+    edit(start / BUNDLE_FILE, adapter_sha256="/../../x")
+    with pytest.raises(FedsamError, match="adapter_sha256"):
+        setup(start=start).agreement()

@@ -46,8 +46,6 @@ def images(base: str) -> torch.Tensor:
         ("fedsa_lora", 1_846_384, 704_512 + 478_320),
         ("iat", 1_846_384, 12 * 2 * 768 * 32 + 14 * 256 * 32 + 478_320),
         ("late_lora", 1_179_648 // 2 + 478_320, 1_068_144),
-        # rank 4 whatever the plan says; the hyper-network MLPs and mask tokens of three classes; upscaling
-        ("default", 1_368_064 // 8 + 3 * (4 * (5 * 256 + 8) + 256) + 76_632, 263_864),
     ],
 )
 def test_counts_on_vit_b_at_rank_32(recipe: str, trained: int, federated: int) -> None:

@@ -1,37 +1,26 @@
 """What leaves the sites of a real dataset: shown, written, held back."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedsam_pipeline.dataset.synthetic import make_demo_dataset
+from fedsam_pipeline.dataset.raw import load_raw_dataset
 from fedsam_pipeline.entrypoints.plan_and_preprocess import main
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.plans import Plans
+from tests.pipeline.conftest import NAME
 
-NAME = "Dataset001_Demo"
 CASES = {"site_a": 5, "site_b": 2, "site_c": 2}
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("raw")
-    dataset = make_demo_dataset(folder / NAME, size="tiny")
-    assert {site: len(cases) for site, cases in dataset.sites.items()} == CASES
-    return folder
-
-
 @pytest.fixture
-def folder(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(root: Path) -> Path:
     """The preprocessed folder, not there yet, of the tiny demo dataset."""
-    shutil.copytree(pristine, tmp_path / "raw")
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"fedsam_{name}", str(tmp_path / name))
-    yield tmp_path / "preprocessed" / NAME
+    assert {site: len(cases) for site, cases in load_raw_dataset(root / "raw" / NAME).sites.items()} == CASES
+    return root / "preprocessed" / NAME
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,10 @@ import pytest
 
 from fedsam_pipeline.dataset.findings import ALL_CHECKS, CHEAP_CHECKS
 from fedsam_pipeline.dataset.raw import load_raw_dataset
-from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.dataset.volume import Geometry, read_image, read_labels, write_image, write_labels
 from fedsam_pipeline.entrypoints.plan_and_preprocess import main
 from fedsam_pipeline.preprocessing.store import CaseStore
-
-NAME = "Dataset001_Demo"
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("raw")
-    make_demo_dataset(folder / NAME, size="tiny")
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    shutil.copytree(pristine, tmp_path / "raw")
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"fedsam_{name}", str(tmp_path / name))
-    yield tmp_path
+from tests.pipeline.conftest import NAME
 
 
 def run(*flags: str) -> int:

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedsam_pipeline.dataset.raw import RawDataset, load_raw_dataset
-from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.dataset.volume import read_image, read_labels, write_image, write_labels
 from fedsam_pipeline.entrypoints.plan_and_preprocess import main
 from fedsam_pipeline.errors import FedsamError
@@ -19,24 +17,7 @@ from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.preprocessing.store_case import store_case
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.plans import Plans
-
-NAME = "Dataset001_Demo"
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("raw")
-    make_demo_dataset(folder / NAME, size="tiny")
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the tiny demo dataset in ``raw``; the environment names its three folders."""
-    shutil.copytree(pristine, tmp_path / "raw")
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"fedsam_{name}", str(tmp_path / name))
-    yield tmp_path
+from tests.pipeline.conftest import NAME
 
 
 @pytest.fixture

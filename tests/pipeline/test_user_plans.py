@@ -8,30 +8,18 @@ from typing import Any
 import pytest
 
 from fedsam_pipeline.dataset.raw import load_raw_dataset
-from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.entrypoints.plan_and_preprocess import main
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.plans import Plans
-
-NAME = "Dataset001_Demo"
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("raw")
-    make_demo_dataset(folder / NAME, size="tiny")
-    return folder
+from tests.pipeline.conftest import NAME
 
 
 @pytest.fixture
-def folder(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(root: Path) -> Path:
     """The preprocessed dataset, not made yet, of the tiny demo dataset in ``raw``."""
-    shutil.copytree(pristine, tmp_path / "raw")
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"fedsam_{name}", str(tmp_path / name))
-    return tmp_path / "preprocessed" / NAME
+    return root / "preprocessed" / NAME
 
 
 def run(*flags: str) -> int:

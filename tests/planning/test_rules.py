@@ -1,4 +1,4 @@
-"""Every rule at its boundaries, and the plan as a whole."""
+"""Rules of geometry and intensity at their boundaries, and the plan as a whole."""
 
 from typing import Any
 
@@ -9,23 +9,15 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.planning import geometry_rules as geometry
 from fedsam_pipeline.planning import intensity_rules as intensity
-from fedsam_pipeline.planning import training_rules as training
-from fedsam_pipeline.planning.grids import exact_counts, intensity_positions, log_position
-from fedsam_pipeline.planning.objects import most_objects, smallest_class
-from fedsam_pipeline.planning.prompt_rules import prompt_mode, prompts
+from fedsam_pipeline.planning.grids import exact_counts, intensity_positions
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import NOT_PLANNED, plan_table, planned_values
-from fedsam_pipeline.planning.thresholds import Thresholds, load_thresholds, parse_thresholds
-from fedsam_pipeline.specs.fingerprint import CASE_MASS, Bin, ChannelFingerprint, ClassFingerprint, IntensityMoments
+from fedsam_pipeline.planning.thresholds import Thresholds, parse_thresholds
+from fedsam_pipeline.specs.fingerprint import CASE_MASS, Bin, ChannelFingerprint, IntensityMoments
 from fedsam_pipeline.specs.plans import Plans
 from tests.planning.fingerprints import random_site, stated
 
 LITE, VIT = base_model_spec("lite_medsam"), base_model_spec("vit_b")
-
-
-@pytest.fixture(scope="module")
-def rules() -> Thresholds:
-    return load_thresholds()
 
 
 def test_spacing_is_the_median(rules: Thresholds) -> None:
@@ -142,18 +134,6 @@ def test_slab_depth(spacing: float, extent: float | None, batch: int, expected: 
     assert batch % depth == 0
 
 
-@pytest.mark.parametrize(("side", "expected"), [(224, 8), (150, 8), (112, 16), (56, 16)])
-def test_a_step_has_two_slabs_to_mix(side: int, expected: int, rules: Thresholds) -> None:
-    batch = training.effective_batch(side, 1e5, rules.training, rules.slice_mixing)
-    assert batch.value == expected
-    alone = training.effective_batch(side, 1e5, rules.training)
-    assert ("2 slabs of the 4 slices that the slice mixer needs make 8" in batch.why) == (batch.value > alone.value)
-    depth = geometry.slab_depth(1.0, 20.0, batch.value, "mixer", rules.slab, rules.slice_mixing.min_mixed_slices).value
-    assert depth == 4 and batch.value // depth >= 2
-    capped = rules.training.model_copy(update={"max_batch": 4})
-    assert training.effective_batch(side, 1e5, capped, rules.slice_mixing).value == 4
-
-
 def test_a_mixer_has_slices_to_mix(rules: Thresholds) -> None:
     def depth(spacing: float, batch: int, mixing: geometry.SliceMixing) -> int:
         return geometry.slab_depth(spacing, 20.0, batch, mixing, rules.slab, rules.slice_mixing.min_mixed_slices).value
@@ -216,110 +196,6 @@ def test_zscore(kept: int, expected: str, rules: Thresholds) -> None:
 def test_encoder_inputs(channels: int, mixing: Any, expected: list[list[tuple[int, int]]]) -> None:
     found = intensity.encoder_inputs(channels, mixing).value
     assert [[(term.channel, term.offset) for term in terms] for terms in found] == expected
-
-
-@pytest.mark.parametrize(
-    ("side", "slices", "expected"),
-    [
-        (56, 7488.0, 16),
-        (112, 7488.0, 16),
-        (113, 7488.0, 8),
-        (224, 7488.0, 4),
-        (448, 7488.0, 4),
-        (56, 319.0, 8),
-        (56, 320.0, 16),
-        (56, 10.0, 4),
-    ],
-)
-def test_effective_batch(side: int, slices: float, expected: int, rules: Thresholds) -> None:
-    assert training.effective_batch(side, slices, rules.training).value == expected
-
-
-@pytest.mark.parametrize("slices", [1.0, 1e3, 4e3, 1e9])
-def test_steps_stay_within_their_limits(slices: float, rules: Thresholds) -> None:
-    steps = training.rounds(slices, 2, 16, rules.training).value * rules.training.local_steps
-    assert rules.training.min_steps <= steps < rules.training.max_steps + rules.training.local_steps
-
-
-def test_rounds_follow_the_average_site(rules: Thresholds) -> None:
-    six_passes = rules.training.model_copy(update={"passes": 6.0, "local_steps": 25})
-    one = training.rounds(4000.0, 1, 16, six_passes).value
-    two = training.rounds(8000.0, 2, 16, six_passes).value
-    assert one == two == 60  # 6 * 4000 / 16 = 1500 steps
-
-
-def test_learning_rate_scales_with_the_root_of_the_batch(rules: Thresholds) -> None:
-    full, quarter = (training.learning_rate(batch, rules.training).value for batch in (16, 4))
-    assert full == pytest.approx(rules.training.learning_rate)
-    assert quarter == pytest.approx(full / 2)
-
-
-@pytest.mark.parametrize(("cases", "expected"), [(1, 4), (39, 4), (40, 8), (999, 8), (1000, 16), (10**6, 16)])
-def test_lora_rank(cases: int, expected: int, rules: Thresholds) -> None:
-    assert training.lora_rank(cases, rules.training).value == expected
-
-
-@pytest.mark.parametrize(
-    ("share", "objects", "expected", "word"),
-    [
-        (0.0999, 1.0, "box", "less than 10 %"),
-        (0.1, 1.0, "auto", "found without prompts"),
-        (0.05, 3.9, "box", "less than 10 %"),
-        (0.05, 4.0, "point", "4 objects"),
-        (0.5, 4.0, "point", "4 objects"),
-        (1.0, None, "auto", "found without prompts"),
-    ],
-)
-def test_when_prompts_are_switched_on(share: float, objects: float | None, expected: str, word: str, rules: Thresholds) -> None:
-    decision = prompt_mode(share, objects, "objects of X", rules.prompts)
-    assert decision.value == expected
-    assert word in decision.why
-
-
-def test_prompts_follow_the_extent_of_objects(rules: Thresholds) -> None:
-    plan, why = prompts(("organ", 30.0), 60.0, 1.0, rules.prompts)
-    assert plan.mode == "auto"
-    assert (plan.jitter_mm, plan.dropout) == pytest.approx((3.0, 0.65))
-    assert "used only where" in why["jitter_mm"]
-    plan, why = prompts(("organ", 3.0), 300.0, 1.0, rules.prompts)
-    assert plan.mode == "box"
-    assert (plan.jitter_mm, plan.dropout) == pytest.approx((0.3, 0.503))
-    assert "used only where" not in why["jitter_mm"]
-    fills, _ = prompts(("organ", 400.0), 300.0, 1.0, rules.prompts)
-    assert fills.dropout == rules.prompts.dropout[1]
-    always, why = prompts(None, 300.0, None, rules.prompts.model_copy(update={"mode": "box"}))
-    assert (always.mode, always.jitter_mm, always.dropout) == ("box", 0.0, rules.prompts.dropout[1])
-    assert "set in" in why["mode"]
-
-
-def test_the_smallest_class_and_the_most_numerous_decide_on_prompts(rules: Thresholds) -> None:
-    def of(side: float, components: int) -> ClassFingerprint:
-        counts = exact_counts({log_position(side): 10})
-        return ClassFingerprint(
-            num_cases=10, volume_mm3=counts, components=exact_counts({components: 10}), extent_mm=(counts, counts, counts)
-        )
-
-    fingerprint = stated(size=(50, 100, 100))
-    classes = {"organ": of(60.0, 1), "lesion": of(5.0, 2)}
-    two = fingerprint.model_copy(update={"classes": classes, "labels": {"background": 0, "organ": 1, "lesion": 2}})
-    found = smallest_class(two, (1, 2))
-    assert found is not None
-    assert found[0] == "lesion"
-    assert found[1] == pytest.approx(5.0, rel=0.01)
-    plans = make_plan(two, LITE)
-    assert plans.prompts.mode == "box"
-    assert plans.prompts.jitter_mm == pytest.approx(0.5, rel=0.01)
-    assert "objects of lesion, the smallest" in plans.why["prompts.mode"]
-    many = two.model_copy(update={"classes": classes | {"lesion": of(5.0, 6)}})
-    assert most_objects(many) == 6
-    assert make_plan(many, LITE).prompts.mode == "point"
-
-
-def test_mirroring_is_explained(rules: Thresholds) -> None:
-    assert training.mirror_axes(rules.training).value == ()
-    some = training.mirror_axes(rules.training.model_copy(update={"mirror_axes": (1, 2)}))
-    assert some.value == (1, 2)
-    assert "mirrors these axes" in some.why
 
 
 @pytest.mark.parametrize("channels", [("MRI",), ("CT",), ("T1", "T2"), ("T1", "T2", "FLAIR", "T1c")])

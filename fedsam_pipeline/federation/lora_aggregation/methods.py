@@ -1,7 +1,7 @@
 """All LoRA aggregation methods by name."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
@@ -14,8 +14,8 @@ from fedsam_pipeline.federation.lora_aggregation.lora_fair import lora_fair
 from fedsam_pipeline.federation.lora_aggregation.naive import naive
 from fedsam_pipeline.federation.lora_aggregation.rolora import rolora
 from fedsam_pipeline.federation.lora_aggregation.site_updates import Tensors
+from fedsam_pipeline.specs.recipe import LoraMethod
 
-LoraMethod = Literal["naive", "ffa", "rolora", "flexlora", "fedex", "lora_fair", "fedrot"]
 LORA_METHODS: tuple[str, ...] = get_args(LoraMethod)
 LINEAR = frozenset({"naive", "ffa", "rolora"})
 """methods whose result is a weighted mean, so that updates may be summed as they arrive (``streaming.py``)"""

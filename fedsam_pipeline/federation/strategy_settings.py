@@ -1,4 +1,4 @@
-"""Which settings every strategy has, and which numbers of sites it makes sense for. Knows nothing of Flower.
+"""Which settings every strategy has, and which numbers of sites it makes sense for. The strategies are Flower's.
 
 The defaults are ours where Flower's would do nothing or too much:
 
@@ -13,10 +13,13 @@ The defaults are ours where Flower's would do nothing or too much:
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.lora_aggregation.methods import LINEAR, LORA_METHODS
+from fedsam_pipeline.specs.recipe import Strategy
 
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
 UNWEIGHTED = frozenset({"fedmedian", "fedtrimmedavg", "krum", "bulyan"})
 """strategies in which every site counts the same, whatever its weight: a weight would let a malicious site buy influence"""
 LORA_STRATEGIES = ("fedavg", "fedprox")
@@ -65,7 +68,6 @@ _LORA_SETTINGS: dict[str, dict[str, Setting]] = {
     "lora_fair": {"regularization": _setting(0.01, _ABOVE_ZERO)},
     "fedrot": {"alignment": _setting(0.5, ("a number above 0, at most 1", lambda value: 0 < value <= 1))},
 }
-STRATEGIES = tuple(SETTINGS)
 
 
 def streams(name: str, lora_method: str | None) -> bool:
@@ -89,7 +91,7 @@ def strategy_settings(name: str, lora_method: str | None, options: Mapping[str, 
     Raises:
         FedsamError: unknown strategy or LoRA method, the two do not go together, or settings that are unknown or out of range (all listed).
     """
-    if name not in SETTINGS:
+    if name not in STRATEGIES:
         raise FedsamError("unknown strategy", found=name, expected=f"one of {', '.join(STRATEGIES)}", fix="change --strategy")
     if lora_method is not None and lora_method not in LORA_METHODS:
         raise FedsamError(

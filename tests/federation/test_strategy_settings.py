@@ -4,8 +4,8 @@ import pytest
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
-from fedsam_pipeline.flower.strategies import make_strategy
-from fedsam_pipeline.flower.strategy_settings import LORA_STRATEGIES, STRATEGIES, strategy_settings
+from fedsam_pipeline.federation.strategy_settings import LORA_STRATEGIES, SETTINGS, STRATEGIES, require_sites, strategy_settings
+from fedsam_pipeline.specs.recipe import AggregationRecipe
 
 
 @pytest.mark.parametrize(
@@ -23,26 +23,27 @@ from fedsam_pipeline.flower.strategy_settings import LORA_STRATEGIES, STRATEGIES
     ],
 )
 def test_the_number_of_sites_a_strategy_needs(name: str, options: dict[str, float], smallest: int, words: str) -> None:
-    make_strategy(name, smallest, options)
+    settings = strategy_settings(name, None, options)
+    require_sites(name, smallest, settings)
     with pytest.raises(FedsamError, match=rf"{name} makes no sense with {smallest - 1} sites?: [\s\S]*{words}"):
-        make_strategy(name, smallest - 1, options)
+        require_sites(name, smallest - 1, settings)
 
 
 @pytest.mark.parametrize(("sites", "beta"), [(4, "0.25"), (3, "0.34")])
 def test_the_suggested_beta_is_accepted(sites: int, beta: str) -> None:
     with pytest.raises(FedsamError, match=rf"set beta to {beta} or more"):
-        make_strategy("fedtrimmedavg", sites)
-    make_strategy("fedtrimmedavg", sites, {"beta": float(beta)})
+        require_sites("fedtrimmedavg", sites, strategy_settings("fedtrimmedavg", None, {}))
+    require_sites("fedtrimmedavg", sites, strategy_settings("fedtrimmedavg", None, {"beta": float(beta)}))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_lora_methods_go_with_averaging_only(name: str) -> None:
     for method in LORA_METHODS:
         if name in LORA_STRATEGIES:
-            make_strategy(name, 7, lora_method=method)
+            strategy_settings(name, method, {})
         else:
             with pytest.raises(FedsamError, match=rf"{name} (picks|keeps)[\s\S]*LoRA method {method}"):
-                make_strategy(name, 7, lora_method=method)
+                strategy_settings(name, method, {})
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,12 @@ def test_lora_methods_go_with_averaging_only(name: str) -> None:
 )
 def test_settings_that_cannot_be(name: str, method: str | None, options: dict[str, float], words: str) -> None:
     with pytest.raises(FedsamError, match=words):
-        make_strategy(name, 7, options, method)
+        strategy_settings(name, method, options)
+
+
+def test_every_strategy_has_its_settings() -> None:
+    assert tuple(SETTINGS) == STRATEGIES
+    assert AggregationRecipe(strategy="fedavg", weighting="size").options == {}
 
 
 def test_the_users_settings_stand_over_the_defaults() -> None:

@@ -1,0 +1,98 @@
+"""A federation of tiny sites in this process: its setups, its model, its round loop."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.codec.downlink import Downlink
+from fedsam_pipeline.federation.codec.wires import Wire
+from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord
+from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.specs.recipe import Recipe, load_recipe
+from fedsam_pipeline.training.local_trainer import RunSchedule
+from tests.conftest import make_tiny_plans
+from tests.flower.grids import DirectGrid
+from tests.training.stores import write_store
+
+SITES = {"site_a": 3, "site_b": 2, "site_c": 1}
+SCHEDULE = RunSchedule(rounds=3, local_steps=2, peak_learning_rate=2e-3, seed=3)
+
+
+def setups(folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None) -> list[SiteSetup]:
+    """Sites with so many training cases each, and one for validation; their stores are written where they are not."""
+    plans = make_tiny_plans()
+    made = []
+    for index, (site, count) in enumerate(sites.items()):
+        cases = [f"{site}_{i}" for i in range(count + 1)]
+        store = folder / "store" / site
+        if not store.exists():
+            write_store(store, cases, seed=index, site=site, offset=0.3 * index)
+        made.append(
+            SiteSetup(
+                site=site,
+                store_folder=store,
+                train_cases=tuple(cases[:-1]),
+                val_cases=tuple(cases[-1:]),
+                owner=dict.fromkeys(cases, site),
+                model=ModelSetup(plans, recipe or load_recipe("flap_sam"), None),
+                state_folder=folder / "sites" / site,
+                device="cpu",
+                num_threads=1,
+                execution_file=folder / "execution" / f"{site}.json",
+            )
+        )
+    return made
+
+
+def model(recipe: Recipe | None = None) -> AdaptedModel:
+    """What the sites of ``setups`` build."""
+    return build_adapted("tiny_random", recipe or load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
+
+
+def start(adapted: AdaptedModel) -> dict[str, torch.Tensor]:
+    """Copies of the tensors that travel."""
+    return {entry.name: adapted.trained_tensors()[entry.name].clone() for entry in adapted.manifest.federated}
+
+
+class Federation:
+    """A run in this process."""
+
+    def __init__(
+        self, folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None, val_every: int = 0, wire: Wire = "fp32"
+    ) -> None:
+        self.setups = setups(folder, sites, recipe)
+        self.grid = DirectGrid(self.setups)
+        self.records: list[RoundRecord] = []
+        self.adapted = model(recipe)
+        self.checkpoints = CheckpointSeries(folder / "checkpoints", "round_")
+        self.wire = wire
+        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), len(self.setups), ("organ", "lesion"), wire=wire)
+        downlink = Downlink(wire, start(self.adapted))
+        self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, len(self.setups))
+        self.loop = RoundLoop(self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append)
+
+    def run(self, rounds_done: int = 0) -> dict[str, torch.Tensor]:
+        tensors = start(self.adapted)
+        if rounds_done:
+            self.loop._downlink, rest = Downlink.restored(self.wire, self.checkpoints.load(rounds_done))
+            tensors = self.aggregator.restore(rest)
+        return self.loop.run(tensors, rounds_done)
+
+
+def stop_in(last: int) -> Callable[[RoundRecord], None]:
+    """For ``on_round``: the run is cut in a round whose records are written and whose checkpoint is not."""
+
+    def on_round(record: RoundRecord) -> None:
+        if record.progress["round"] == last:
+            raise KeyboardInterrupt
+
+    return on_round
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

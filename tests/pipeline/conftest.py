@@ -1,0 +1,27 @@
+"""The tiny demo dataset, made once, and a copy of it for every test that wants one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedsam_pipeline.dataset.synthetic import make_demo_dataset
+
+NAME = "Dataset001_Demo"
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw folder with the dataset; tests work on copies of it."""
+    folder = tmp_path_factory.mktemp("raw")
+    make_demo_dataset(folder / NAME, size="tiny")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the dataset in ``raw``; the environment names its three folders."""
+    shutil.copytree(pristine, tmp_path / "raw")
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"fedsam_{name}", str(tmp_path / name))
+    return tmp_path
