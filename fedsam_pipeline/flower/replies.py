@@ -8,7 +8,17 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
 
 from fedsam_pipeline.evaluation.summary import SiteDice
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, REFERENCE_MISSING, VALIDATION, VALIDATION_SHARED, message_bytes
+from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.flower.messages import (
+    CONFIG,
+    ENCODE_SECONDS,
+    METRICS,
+    NUM_EXAMPLES,
+    REFERENCE_MISSING,
+    VALIDATION,
+    VALIDATION_SHARED,
+    message_bytes,
+)
 
 ANSWERED_KEYS = ("run_id", "round", "attempt")
 MAX_EXAMPLES = 10**9
@@ -45,7 +55,7 @@ class SiteReply:
 
 
 def read_reply(message: Message, sent: ConfigRecord, class_names: Sequence[str]) -> SiteReply:
-    """What a site answered; its tensors are not looked at.
+    """What a site answered; its tensors and the numbers that come with them are not looked at.
 
     Args:
         message: the answer.
@@ -74,7 +84,7 @@ def _parsed(message: Message, sent: ConfigRecord, class_names: Sequence[str]) ->
         raise SiteFailed(f"{site} answers for another run or round")
     shared = _validation(site, config, VALIDATION_SHARED, class_names) if VALIDATION_SHARED in config else {}
     own = _validation(site, config, VALIDATION, class_names)
-    return SiteReply(site, _floats(site, metrics), own, shared, message_bytes(content), message.metadata.src_node_id)
+    return SiteReply(site, _floats(metrics), own, shared, message_bytes(content), message.metadata.src_node_id)
 
 
 def _validation(site: str, config: ConfigRecord, key: str, class_names: Sequence[str]) -> dict[str, SiteDice]:
@@ -95,8 +105,18 @@ def lacks_reference(message: Message) -> bool:
     return message.content.config_records[CONFIG].get("failure") == REFERENCE_MISSING
 
 
-def _floats(site: str, metrics: MetricRecord) -> dict[str, float]:
-    values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    if not all(np.isfinite(value) for value in values.values()) or not 0 <= values.get(NUM_EXAMPLES, -1) <= MAX_EXAMPLES:
-        raise SiteFailed(f"{site} sends numbers that cannot be: a metric is not finite, or {NUM_EXAMPLES} is not a count")
-    return values
+def check_update_numbers(reply: SiteReply) -> None:
+    """The numbers that come with an update.
+
+    Raises:
+        UpdateRefused: one is missing or cannot be.
+    """
+    needed = (*REPLY_KEYS, ENCODE_SECONDS)
+    if missing := sorted(set(needed) - reply.metrics.keys()):
+        raise UpdateRefused(f"it comes without {', '.join(missing)}")
+    if not all(np.isfinite(value) for value in reply.metrics.values()) or not 1 <= reply.metrics.get(NUM_EXAMPLES, 0) <= MAX_EXAMPLES:
+        raise UpdateRefused(f"numbers that cannot be: a metric is not finite, or {NUM_EXAMPLES} is not a count")
+
+
+def _floats(metrics: MetricRecord) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

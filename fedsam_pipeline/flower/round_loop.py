@@ -37,7 +37,7 @@ from fedsam_pipeline.flower.messages import (
     to_arrays,
     to_record,
 )
-from fedsam_pipeline.flower.replies import REPLY_KEYS, SiteFailed, SiteReply, lacks_reference, read_reply
+from fedsam_pipeline.flower.replies import REPLY_KEYS, SiteFailed, SiteReply, check_update_numbers, lacks_reference, read_reply
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
@@ -266,11 +266,9 @@ class RoundLoop:
 
     def _take(self, reply: SiteReply, content: RecordDict) -> None:
         """Decodes and checks an update and hands it on."""
-        needed = (*REPLY_KEYS, ENCODE_SECONDS)
-        if reply.metrics[NUM_EXAMPLES] < 1 or not set(needed) <= set(reply.metrics):
-            raise SiteFailed(f"{reply.site} sends no examples, or lacks one of {', '.join(needed)}")
+        check_update_numbers(reply)
         if PAYLOAD not in content.array_records:
-            raise SiteFailed(f"a reply of {reply.site} cannot be read: no {PAYLOAD}")
+            raise UpdateRefused(f"it comes without {PAYLOAD}")
         started = time.perf_counter()
         payload = from_record(content.array_records[PAYLOAD])
         tensors = decode(payload, self._downlink.held, self._manifest)

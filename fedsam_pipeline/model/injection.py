@@ -1,4 +1,4 @@
-"""Puts LoRA into the attentions of SAM's encoders and mask decoder, and into its hyper-networks, as a recipe says."""
+"""Puts LoRA into the attentions and MLPs of SAM's encoders and mask decoder, and into its hyper-networks, as a recipe says."""
 
 import fnmatch
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,8 @@ from fedsam_pipeline.specs.recipe import LoRARecipe
 
 ENCODER = "image_encoder."
 HYPER_NETWORKS = "mask_decoder.output_hypernetworks_mlps."
+MLP_LAYERS = (("fc1", "fc2"), ("lin1", "lin2"))
+"""of a transformer block: TinyViT's names, and those of Meta's ViT and of the mask decoder"""
 
 
 def attention_modules(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -40,9 +42,11 @@ def _projections(model: nn.Module, recipe: LoRARecipe) -> Iterator[tuple[str, nn
     Of the encoder's blocks only the last ``encoder_share`` count, rounded to whole blocks, at least one.
     """
     blocks = attention_modules(model.get_submodule(ENCODER.rstrip(".")))
-    late = {id(module) for _, module in blocks[-max(1, round(recipe.encoder_share * len(blocks))) :]}
+    late = blocks[-max(1, round(recipe.encoder_share * len(blocks))) :]
+    late_attentions = {f"{ENCODER}{name}" for name, _ in late}
+    late_blocks = {name.rpartition(".")[0] for name in late_attentions}
     for name, module in model.named_modules():
-        if name.startswith(ENCODER) and id(module) in late:
+        if name in late_attentions:
             linear = module.get_submodule("qkv")
             assert isinstance(linear, nn.Linear)
             rows: dict[str, Tensor] = {target: fused_rows(module, linear, target) for target in recipe.targets if target in "qkv"}
@@ -55,11 +59,22 @@ def _projections(model: nn.Module, recipe: LoRARecipe) -> Iterator[tuple[str, nn
                 attribute = "out_proj" if target == "o" else f"{target}_proj"
                 linear = getattr(module, attribute)
                 yield f"{name}.{attribute}", module, attribute, {target: torch.arange(linear.out_features)}
+        elif (names := _mlp_layers(module)) and "mlp" in recipe.targets:
+            if not name.startswith(ENCODER) or name.rpartition(".")[0] in late_blocks:
+                for attribute in names:
+                    linear = module.get_submodule(attribute)
+                    assert isinstance(linear, nn.Linear)
+                    yield f"{name}.{attribute}", module, attribute, {"mlp": torch.arange(linear.out_features)}
         elif "hyper" in recipe.targets and name.startswith(HYPER_NETWORKS) and isinstance(module, HyperNetworkMLP):
             layers = module.get_submodule("layers")
             for number, linear in layers.named_children():
                 assert isinstance(linear, nn.Linear)
                 yield f"{name}.layers.{number}", layers, number, {"hyper": torch.arange(linear.out_features)}
+
+
+def _mlp_layers(module: nn.Module) -> tuple[str, ...]:
+    """The two layers of a transformer block's MLP; none where ``module`` is something else."""
+    return next((names for names in MLP_LAYERS if all(isinstance(getattr(module, name, None), nn.Linear) for name in names)), ())
 
 
 def lora_faults(model: nn.Module, recipe: LoRARecipe) -> Iterator[str]:

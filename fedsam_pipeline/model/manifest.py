@@ -53,6 +53,9 @@ def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained:
     for pattern in recipe.parameters.trained:
         if not _matching([pattern], names):
             yield f"parameters.trained: {pattern} matches no tensor"
+    for pattern in recipe.optimizer.rate_factors:
+        if trained and not _matching([pattern], trained):
+            yield f"optimizer.rate_factors: {pattern} matches no trained tensor"
     for pattern in recipe.parameters.federated:
         matched = _matching([pattern], names)
         if not matched:

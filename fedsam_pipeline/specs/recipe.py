@@ -1,5 +1,7 @@
 """Recipe: how to adapt. One published method a file (``plans/recipes/*.toml``), or the user's own."""
 
+import fnmatch
+import math
 import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
@@ -24,8 +26,9 @@ class LoRARecipe(Document):
 
     rank: PositiveInt | Auto
     scale: PositiveFloat
-    targets: tuple[Literal["q", "k", "v", "o", "hyper"], ...] = Field(min_length=1)
-    """projections of the attentions (query, key, value, output); ``hyper``: every layer of the decoder's hyper-network MLPs"""
+    targets: tuple[Literal["q", "k", "v", "o", "mlp", "hyper"], ...] = Field(min_length=1)
+    """projections of the attentions (query, key, value, output); ``mlp``: both layers of the transformer blocks' MLPs; ``hyper``: every
+    layer of the decoder's hyper-network MLPs"""
     modules: tuple[str, ...] = Field(min_length=1)
     """name patterns of these layers, matched as ``fnmatch`` does"""
     encoder_share: float = Field(default=1.0, gt=0, le=1)
@@ -75,10 +78,17 @@ class OptimizerRecipe(Document):
 
     name: Literal["adamw"]
     learning_rate: PositiveFloat | Auto
+    rate_factors: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """name pattern to a factor of the learning rate, such as a smaller one for the base model's own weights (discriminative fine-tuning,
+    Howard & Ruder, ACL 2018, arXiv:1801.06146); where several match, their product"""
     weight_decay: float = Field(ge=0)
     betas: tuple[Beta, Beta]
     gradient_clip: PositiveFloat
     """largest gradient norm of a step"""
+
+    def rate_factor(self, name: str) -> float:
+        """Learning rate of the parameter ``name`` over that of the schedule."""
+        return math.prod(factor for pattern, factor in self.rate_factors.items() if fnmatch.fnmatchcase(name, pattern))
 
 
 class ScheduleRecipe(Document):

@@ -75,9 +75,11 @@ class LocalTrainer:
         parameters = dict(adapted.model.named_parameters())
         self._parameters = {name: parameters[name] for name in adapted.manifest.trained_names}
         optimizer = recipe.optimizer
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=1.0, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
-        )
+        by_factor: dict[float, list[Tensor]] = {}
+        for name, parameter in self._parameters.items():
+            by_factor.setdefault(optimizer.rate_factor(name), []).append(parameter)
+        groups = [{"params": members, "factor": factor} for factor, members in by_factor.items()]
+        self._optimizer = torch.optim.AdamW(groups, lr=1.0, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Copies of the optimizer's moments, keys ``exp_avg/NAME``, ``exp_avg_sq/NAME``, ``step/NAME``; empty before the first step."""
@@ -172,7 +174,7 @@ class LocalTrainer:
             proximal_term(self._parameters, received, proximal_mu).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.optimizer.gradient_clip)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self._optimizer.step()
         return value
 

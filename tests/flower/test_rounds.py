@@ -1,13 +1,14 @@
 """Rounds of a federation: what travels, how it is aggregated, resuming, refusals."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import decode
@@ -212,17 +213,39 @@ def test_an_answer_for_another_round_is_refused(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("key", "value"), [("loss", float("nan")), ("num_examples", -1), ("num_examples", 10**12)])
 def test_numbers_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float) -> None:
-    federation = Federation(tmp_path)
+    def lie(content: RecordDict) -> None:
+        content.metric_records[METRICS][key] = value
+
+    assert refused_by(tmp_path, monkeypatch, lie).startswith("numbers that cannot be")
+
+
+def test_an_update_that_lacks_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(content: RecordDict) -> None:
+        del content[PAYLOAD]
+
+    def silent(content: RecordDict) -> None:
+        del content.metric_records[METRICS]["loss"]
+
+    assert refused_by(tmp_path / "a", monkeypatch, empty) == "it comes without payload"
+    assert refused_by(tmp_path / "b", monkeypatch, silent) == "it comes without loss"
+
+
+def refused_by(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[RecordDict], None]) -> str:
+    """Why the updates of a site are refused whose answers are changed on their way; all rounds go on without it."""
+    federation = Federation(folder)
     pull = federation.grid.pull_messages
 
-    def lying(ids: set[str]) -> list[Message]:
+    def changed(ids: set[str]) -> list[Message]:
         replies = list(pull(ids))
-        replies[0].content.metric_records[METRICS][key] = value
+        for reply in replies:
+            if reply.content.config_records[CONFIG]["site"] == "site_b":
+                change(reply.content)
         return replies
 
-    monkeypatch.setattr(federation.grid, "pull_messages", lying)
-    with pytest.raises(SiteFailed, match="numbers that cannot be"):
-        federation.run()
+    monkeypatch.setattr(federation.grid, "pull_messages", changed)
+    federation.run()
+    assert [list(record.progress["refused"]) for record in federation.records] == 3 * [["site_b"]]
+    return str(federation.records[0].progress["refused"]["site_b"])
 
 
 def test_a_site_that_cannot_be_found_answers_with_a_code(tmp_path: Path) -> None:
