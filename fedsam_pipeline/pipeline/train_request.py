@@ -22,8 +22,9 @@ from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.plans_file import load_plans
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.comparison import Protocol
+from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.specs.recipe import Recipe, Wire, load_recipe
+from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 ONE_SITE = ("local", "centralized")

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.document import Document
-from fedsam_pipeline.specs.recipe import Wire
+from fedsam_pipeline.specs.manifest import Wire
 
 Protocol = Literal["federated", "local", "centralized", "leave_one_site_out"]
 

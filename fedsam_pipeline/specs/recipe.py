@@ -12,11 +12,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.document import Document, Rule
+from fedsam_pipeline.specs.manifest import Wire
 
 Auto = Literal["auto"]
 Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "bulyan"]
 LoraMethod = Literal["naive", "ffa", "rolora", "flexlora", "fedex", "lora_fair", "fedrot"]
-Wire = Literal["fp32", "fp16", "int8"]
 Weighting = Literal["size", "equal", "validation"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -1,5 +1,7 @@
 """LoRA: zero at the start, merge and unmerge, fused rows of both encoders."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,19 @@ def test_patterns_that_match_nothing_are_named_before_and_after_injection() -> N
 @pytest.mark.parametrize(("share", "stages"), [(1.0, "123"), (0.5, "23"), (0.34, "3"), (0.01, "3")])
 def test_a_share_of_the_encoder_is_its_last_blocks(share: float, stages: str) -> None:
     model = PromptFreeSam(base_model_spec("tiny_random"), 3, 28)
-    recipe = LoRARecipe(rank=2, scale=1.0, targets=("q", "o"), modules=("image_encoder.*",), encoder_share=share)
+    recipe = LoRARecipe(rank=2, scale=1.0, targets=("q", "o", "mlp"), modules=("image_encoder.*",), encoder_share=share)
     names = inject_lora(model, recipe, 2, 0)
-    assert names == tuple(f"image_encoder.layers.{stage}.blocks.0.attn.{which}" for stage in stages for which in ("qkv", "proj"))
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert names == tuple(f"image_encoder.layers.{stage}.blocks.0.{layer}" for stage in stages for layer in layers)
+
+
+def test_mlps_of_both_encoders_and_of_the_decoder_take_lora() -> None:
+    recipe = LoRARecipe(rank=2, scale=1.0, targets=("mlp",), modules=("*",))
+    for base, encoder, blocks in (("tiny_random", "fc", 3), ("vit_b", "lin", 12)):
+        with torch.device("meta"):
+            model = PromptFreeSam(base_model_spec(base), 3, 224 if base == "vit_b" else 28)
+        names = inject_lora(model, recipe, 2, 0)
+        assert all(
+            re.fullmatch(r"image_encoder\..+\.mlp\." + encoder + "[12]|mask_decoder.transformer.layers.[01].mlp.lin[12]", n) for n in names
+        )
+        assert len(names) == 2 * (blocks + 2)

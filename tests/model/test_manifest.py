@@ -70,6 +70,14 @@ def test_the_error_shows_how_to_see_the_names() -> None:
         resolve(parameters=parameters(["nowhere.*", "*.lora_*"], ["*"]))
 
 
+def test_a_rate_factor_must_name_something_that_trains() -> None:
+    optimizer = load_recipe("flap_sam").optimizer.to_dict() | {"rate_factors": {"nowhere.*": 0.1, "image_encoder.*.bias": 0.1, "*": 2.0}}
+    assert sorted(faults(optimizer=optimizer)) == [
+        "optimizer.rate_factors: image_encoder.*.bias matches no trained tensor",
+        "optimizer.rate_factors: nowhere.* matches no trained tensor",
+    ]
+
+
 def test_hyper_networks_take_lora_too() -> None:
     manifest = resolve(lora=LORA | {"targets": ["q", "hyper"]}, parameters=parameters(["*.lora_*"], ["*"]))
     hyper = [entry for entry in manifest.tensors if "output_hypernetworks_mlps" in entry.name]

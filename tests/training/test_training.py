@@ -13,7 +13,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.build import AdaptedModel, build_adapted, build_planned
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.specs.recipe import ScheduleRecipe, load_recipe
+from fedsam_pipeline.specs.recipe import Recipe, ScheduleRecipe, load_recipe
 from fedsam_pipeline.training.augment import SlabAugmentation
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RunSchedule, TrainingDiverged
 from fedsam_pipeline.training.loss import segmentation_loss
@@ -30,9 +30,9 @@ def adapted() -> AdaptedModel:
     return build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
 
 
-def trainer(folder: Path, plans: Plans, model: AdaptedModel) -> LocalTrainer:
+def trainer(folder: Path, plans: Plans, model: AdaptedModel, recipe: Recipe | None = None) -> LocalTrainer:
     loader = SlabLoader(write_store(folder, CASES), CASES, plans)
-    return LocalTrainer(model, loader, plans, load_recipe("flap_sam"), torch.device("cpu"))
+    return LocalTrainer(model, loader, plans, recipe or load_recipe("flap_sam"), torch.device("cpu"))
 
 
 def snapshot(model: AdaptedModel) -> dict[str, torch.Tensor]:
@@ -74,6 +74,22 @@ def test_frozen_tensors_never_change(tmp_path: Path, tiny_plans: Plans) -> None:
     schedule = RunSchedule(rounds=1, local_steps=2, peak_learning_rate=1e-2, seed=0)
     trainer(tmp_path, tiny_plans, model).train_round(schedule, round_number=1, site="a")
     assert all(torch.equal(model.model.state_dict()[name], tensor) for name, tensor in frozen.items())
+
+
+def test_rate_factors_slow_down_what_they_name_and_multiply(tmp_path: Path, tiny_plans: Plans) -> None:
+    """Adam's first step moves every value by the learning rate, whatever the gradient's size."""
+    values = load_recipe("flap_sam").to_dict()
+    values["optimizer"] |= {"weight_decay": 0.0, "rate_factors": {"*.mask_tokens.*": 0.5, "mask_decoder.*.weight": 0.1}}
+    model = adapted()
+    before = snapshot(model)
+    schedule = RunSchedule(rounds=10, local_steps=1, peak_learning_rate=1e-2, seed=0)
+    learner = trainer(tmp_path, tiny_plans, model, Recipe.from_dict(values))
+    rate = learner.train_round(schedule, round_number=1, site="a").last_learning_rate
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in snapshot(model).items()}
+    assert moved["mask_decoder.mask_tokens.weight"] == pytest.approx(0.05 * rate, rel=0.01)
+    assert moved["mask_decoder.output_upscaling.0.weight"] == pytest.approx(0.1 * rate, rel=0.01)
+    assert moved["mask_decoder.output_upscaling.0.bias"] == pytest.approx(rate, rel=0.01)
+    assert max(moved[name] for name in moved if ".lora_B_" in name) == pytest.approx(rate, rel=0.01)
 
 
 def test_a_diverging_run_stops(tmp_path: Path, tiny_plans: Plans) -> None:

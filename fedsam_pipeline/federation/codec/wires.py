@@ -24,7 +24,7 @@ from typing import TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsam_pipeline.specs.recipe import Wire
+from fedsam_pipeline.specs.manifest import Wire
 
 WIRES: tuple[Wire, ...] = get_args(Wire)
 
