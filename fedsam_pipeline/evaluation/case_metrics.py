@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedsam_pipeline.evaluation.lesions import DEFAULT_IOU, count_lesions
 from fedsam_pipeline.evaluation.surface import mask_pairs, surface_distances
+from fedsam_pipeline.evaluation.surface_dice import surface_dice
 
 DEFAULT_TOLERANCES = (2.0,)
 """mm, of NSD. One number for all classes, on purpose independent of the images: figures of two data sets can be compared"""
@@ -60,15 +61,13 @@ class MetricSettings:
             Metric("HD95", "mm", "95th percentile of both directed sets of surface distances pooled", NO_VALUE, NO_VALUE),
             Metric("ASSD", "mm", "mean of both directed sets of surface distances pooled", NO_VALUE, NO_VALUE),
             *(
-                Metric(
-                    nsd_name(mm), "", f"share of both surfaces at most {mm:g} mm from the other (Nikolov et al.), voxels counted", "0", "0"
-                )
+                Metric(nsd_name(mm), "", f"share of both surfaces' area at most {mm:g} mm from the other (Nikolov et al. 2021)", "0", "0")
                 for mm in self.nsd_tolerances
             ),
             Metric("VolumeError_ml", "ml", "predicted minus reference volume", "minus the volume", "the volume"),
-            Metric("AbsVolumeError_ml", "ml", "its absolute value", "the volume", "the volume"),
+            Metric("AbsVolumeError_ml", "ml", "absolute value of VolumeError_ml", "the volume", "the volume"),
             Metric("VolumeError_rel", "", "(predicted - reference) / reference volume", "-1", NO_VALUE),
-            Metric("AbsVolumeError_rel", "", "its absolute value", "1", NO_VALUE),
+            Metric("AbsVolumeError_rel", "", "absolute value of VolumeError_rel", "1", NO_VALUE),
             Metric(
                 "LesionF1",
                 "",
@@ -116,12 +115,11 @@ def measure(
     for one, other in mask_pairs(reference, prediction, groups, ignore=ignore):
         rows.append(_volumes(np.count_nonzero(one) * voxel_ml, np.count_nonzero(other) * voxel_ml))
         distances, lesions = surface_distances(one, other, spacing), count_lesions(one, other, settings.lesion_iou)
-        present = bool(one.any() or other.any())
-        lost = 0.0 if present else float("nan")  # of one empty mask all surface lies outside any tolerance
+        surface = surface_dice(one, other, spacing, settings.nsd_tolerances).tolist()
         rows[-1] |= {
             "HD95": float("nan") if distances is None else distances.hd95(),
             "ASSD": float("nan") if distances is None else distances.assd(),
-            **{nsd_name(mm): lost if distances is None else distances.nsd(mm) for mm in settings.nsd_tolerances},
+            **dict(zip(map(nsd_name, settings.nsd_tolerances), surface, strict=True)),
             "LesionF1": lesions.f1,
             "LesionTP": lesions.true_positives,
             "LesionFP": lesions.false_positives,

@@ -1,16 +1,12 @@
-"""Distance between the surfaces of two masks, in mm: HD95, ASSD and NSD from one set of distances.
+"""Distance between the surfaces of two masks, in mm: HD95 and ASSD.
 
-None of them is one metric: Maier-Hein et al. (Metrics Reloaded, Nature Methods 2024) and Reinke et al. (Nature Methods 2024) ask that
-papers say which they mean. Here, as in MedPy (Maier, ``medpy.metric.binary``), a surface is the foreground voxels with a face neighbour
-outside, and their centres are points. Of every point of either surface the distance to the nearest point of the other is taken, and
-
+Neither is one metric: Maier-Hein et al. (Metrics Reloaded, Nature Methods 2024) and Reinke et al. (Nature Methods 2024) ask that papers
+say which they mean. Here, as in MedPy (Maier, ``medpy.metric.binary``), a surface is the foreground voxels with a face neighbour outside,
+and their centres are points. Of every point of either surface the distance to the nearest point of the other is taken, and
 - **HD95** is the 95th percentile (linear between ranks) of both directed sets pooled. Other tools take the larger of the two directed
   percentiles; figures of the two definitions cannot be compared.
 - **ASSD**, average symmetric surface distance, is the mean of both sets pooled. The mean of the two directed means is another metric
   (MASD).
-- **NSD**, normalized surface Dice (Nikolov et al., Clinically Applicable Segmentation of Head and Neck Anatomy for Radiotherapy, J. Med.
-  Internet Res. 2021, arXiv:1809.04430), is the share of both sets pooled that is at most a tolerance. Points are counted alike, as in
-  Metrics Reloaded; the authors' own program weighs pieces of a triangulated surface by their area.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,8 +25,6 @@ RULE = (
     "sites; absent in both = NaN, excluded; absent in one = no distance, excluded and counted as missing"
 )
 """printed with every table that shows HD95"""
-_ROUNDING = 1e-9
-"""relative; a distance that equals a tolerance but for its last bits is within it"""
 
 Mask = NDArray[np.bool_]
 Box = tuple[slice, ...]
@@ -61,10 +55,6 @@ class SurfaceDistances:
         """mm."""
         return float(self.pooled.mean())
 
-    def nsd(self, tolerance: float) -> float:
-        """0 to 1, at a tolerance in mm."""
-        return float((self.pooled <= tolerance * (1 + _ROUNDING)).mean())
-
 
 def surface_distances(reference: Mask, prediction: Mask, spacing: Sequence[float]) -> SurfaceDistances | None:
     """The distances of both directions.
@@ -87,10 +77,10 @@ def surface_distances(reference: Mask, prediction: Mask, spacing: Sequence[float
         raise ValueError(f"shapes {reference.shape} and {prediction.shape} with spacing {tuple(spacing)}")
     if not reference.any() or not prediction.any():
         return None
-    box = _bounding_box(reference | prediction)
+    box = bounding_box(reference | prediction)
     one, other = _surface(reference[box]), _surface(prediction[box])
     points, targets = _points(one, spacing), _points(other, spacing)
-    return SurfaceDistances(_nearest(points, targets, other[one]), _nearest(targets, points, one[other]))
+    return SurfaceDistances(nearest(points, targets, other[one]), nearest(targets, points, one[other]))
 
 
 def hd95(reference: Mask, prediction: Mask, spacing: Sequence[float]) -> float:
@@ -161,7 +151,8 @@ def _union(boxes: Sequence[Box], axes: int) -> Box:
     return tuple(slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in range(axes))
 
 
-def _bounding_box(mask: Mask) -> Box:
+def bounding_box(mask: Mask) -> Box:
+    """The smallest box that holds the mask, which has foreground."""
     box = []
     for axis in range(mask.ndim):
         inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -185,10 +176,21 @@ def _points(surface: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
     return np.asarray(np.argwhere(surface) * np.asarray(spacing, dtype=np.float64))
 
 
-def _nearest(points: NDArray[np.float64], targets: NDArray[np.float64], shared: Mask) -> NDArray[np.float64]:
-    """(N,) mm from each of ``points`` to the nearest of ``targets``; those that are ``shared`` are among the targets."""
+def nearest(points: NDArray[np.float64], targets: NDArray[np.float64], shared: Mask, reach: float = float("inf")) -> NDArray[np.float64]:
+    """Distances from points to the nearest of others.
+
+    Args:
+        points: (N, axes).
+        targets: (M, axes).
+        shared: (N,) which of ``points`` are among the targets: their distance is 0, they are not searched for.
+        reach: distances from here on may be infinite instead, which is faster.
+
+    Returns:
+        (N,).
+    """
     distances = np.zeros(len(points))
     apart = ~shared
     if apart.any():
-        distances[apart] = cKDTree(targets, balanced_tree=False).query(points[apart], workers=usable_cores())[0]
+        tree = cKDTree(targets, balanced_tree=False)
+        distances[apart] = tree.query(points[apart], distance_upper_bound=reach, workers=usable_cores())[0]
     return distances
