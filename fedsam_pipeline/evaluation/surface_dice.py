@@ -7,7 +7,8 @@ that point and has the area of the piece of surface between these eight voxels' 
 
 That piece is the polygon of marching cubes (Lorensen and Cline, SIGGRAPH 1987): it passes through the middle of every edge between two
 voxels that differ. Where a face has both kinds crosswise, the kind of which the eight voxels hold fewer is kept apart, as there. A polygon
-that is not flat is cut into triangles around its centre; the authors cut it another way, which moves NSD by up to about 0.002.
+that is not flat is cut into triangles around its centre; the authors cut it another way, which moves NSD by less than 0.004 (6000 random
+shapes).
 
 Counting surface voxels instead of areas, as some libraries do, gives other figures: by several hundredths where surfaces are oblique.
 """
