@@ -58,7 +58,7 @@ def surface_dice(reference: Mask, prediction: Mask, spacing: Sequence[float], to
     reach = max(tolerances) * (1 + 2 * _ROUNDING)
     distances = np.concatenate([nearest(points, targets, there[here], reach), nearest(targets, points, here[there], reach)])
     within = [weights[distances <= tolerance * (1 + _ROUNDING)].sum() for tolerance in tolerances]
-    return np.array(within, dtype=np.float64) / weights.sum()
+    return np.asarray(np.array(within) / weights.sum(), dtype=np.float64)
 
 
 @cache
@@ -71,7 +71,7 @@ def element_areas(spacing: tuple[float, ...]) -> NDArray[np.float64]:
     codes, triangles = _triangles()
     first, second, third = np.moveaxis(triangles * np.asarray(spacing), 1, 0)
     sizes = np.linalg.norm(np.cross(second - first, third - first), axis=1) / 2
-    return np.bincount(codes, weights=sizes, minlength=_FULL + 1)
+    return np.asarray(np.bincount(codes, weights=sizes, minlength=_FULL + 1), dtype=np.float64)
 
 
 def _codes(mask: Mask) -> NDArray[np.uint8]:
