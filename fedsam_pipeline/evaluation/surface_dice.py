@@ -58,7 +58,7 @@ def surface_dice(reference: Mask, prediction: Mask, spacing: Sequence[float], to
     reach = max(tolerances) * (1 + 2 * _ROUNDING)
     distances = np.concatenate([nearest(points, targets, there[here], reach), nearest(targets, points, here[there], reach)])
     within = [weights[distances <= tolerance * (1 + _ROUNDING)].sum() for tolerance in tolerances]
-    return np.asarray(np.array(within) / weights.sum(), dtype=np.float64)
+    return np.minimum(np.array(within, dtype=np.float64) / weights.sum(), 1.0)  # sums of other lengths round otherwise
 
 
 @cache
