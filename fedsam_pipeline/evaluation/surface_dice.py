@@ -58,7 +58,8 @@ def surface_dice(reference: Mask, prediction: Mask, spacing: Sequence[float], to
     reach = max(tolerances) * (1 + 2 * _ROUNDING)
     distances = np.concatenate([nearest(points, targets, there[here], reach), nearest(targets, points, here[there], reach)])
     within = [weights[distances <= tolerance * (1 + _ROUNDING)].sum() for tolerance in tolerances]
-    return np.minimum(np.array(within, dtype=np.float64) / weights.sum(), 1.0)  # sums of other lengths round otherwise
+    shares: NDArray[np.float64] = np.minimum(np.array(within, dtype=np.float64) / weights.sum(), 1.0)  # sums may round past 1
+    return shares
 
 
 @cache
