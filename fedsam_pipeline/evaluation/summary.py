@@ -5,7 +5,7 @@ large hospital does not outvote a small one. NaN (a class absent in both masks) 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -63,8 +63,19 @@ class SiteDice:
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One scored case: its name, its site, its two files, its counts (K - 1, 3), its number of voxels (ignored ones left out), its HD95
-    (K - 1,) in mm and, for each class, whether its site annotated it (``None``: all of them)."""
+    """One scored case.
+
+    Attributes:
+        case, site: names.
+        reference_file, prediction_file: the two masks.
+        counts: (K - 1, 3) TP, FP, FN.
+        num_voxels: ignored ones left out.
+        hd95: (K - 1,) mm; NaN where a mask is empty.
+        annotated: (K - 1,) whether its site annotated the class; ``None``: all of them.
+        further: more values by name, (K - 1,) each, such as those of ``case_metrics.measure``.
+        spacing: mm, (z, y, x); ``None`` where nobody asks.
+        fed_kits: FLamby's composite (``composite.fed_kits``), NaN where the site did not annotate both classes; ``None``: not asked for.
+    """
 
     case: str
     site: str
@@ -74,6 +85,9 @@ class CaseScore:
     num_voxels: int
     hd95: NDArray[np.float64]
     annotated: Annotated | None = None
+    further: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    spacing: tuple[float, ...] | None = None
+    fed_kits: float | None = None
 
     @property
     def scored_hd95(self) -> NDArray[np.float64]:
@@ -202,6 +216,7 @@ def summarize(cases: Sequence[CaseScore], class_names: Sequence[str], keys: Sequ
                 "site": score.site,
                 "reference_file": score.reference_file,
                 "prediction_file": score.prediction_file,
+                **({} if score.fed_kits is None else {"fed_kits": _number(score.fed_kits)}),
                 "metrics": {label: _json(row) for label, row in value.items()},
             }
             for score, value in zip(ordered, values, strict=True)
@@ -244,13 +259,14 @@ def _cell(value: float | None) -> str:
 
 
 def _case_metrics(score: CaseScore, keys: Sequence[int | str]) -> dict[str, dict[str, float]]:
-    """nnU-Net's metrics of one case, by label value; NaN, all of them, for a class that its site did not annotate."""
+    """nnU-Net's metrics of one case and ours, by label value; NaN, all of them, for a class that its site did not annotate."""
     dice, iou = dice_from_counts(score.counts), iou_from_counts(score.counts)
     result: dict[str, dict[str, float]] = {}
     for index, (tp, fp, fn) in enumerate(score.counts.tolist()):
         true_negatives = score.num_voxels - tp - fp - fn
         row = {"Dice": float(dice[index]), "IoU": float(iou[index]), "TP": tp, "FP": fp, "FN": fn, "TN": true_negatives}
         row |= {"n_pred": tp + fp, "n_ref": tp + fn, "HD95": float(score.hd95[index])}
+        row |= {name: float(values[index]) for name, values in score.further.items()}
         if score.annotated is not None and not score.annotated[index]:
             row = dict.fromkeys(row, float("nan"))
         result[str(keys[index])] = row

@@ -16,12 +16,17 @@ from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.site_mapping import SiteMapping, identity, read_mapped_labels, read_site_mapping
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, Volume, describe_difference, read_labels, split_file_ending
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.evaluation.case_metrics import MetricSettings, measure
+from fedsam_pipeline.evaluation.composite import KIDNEY, TUMOR, fed_kits
 from fedsam_pipeline.evaluation.metrics import counts
+from fedsam_pipeline.evaluation.score_table import cases_csv, scores_csv
+from fedsam_pipeline.evaluation.scores import score_metrics
 from fedsam_pipeline.evaluation.summary import CaseScore, summarize
 from fedsam_pipeline.evaluation.surface import hd95_of_labels
-from fedsam_pipeline.files import read_json, write_json
+from fedsam_pipeline.files import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
+DEFAULT_SETTINGS = MetricSettings()
 
 
 @dataclass(frozen=True)
@@ -44,26 +49,42 @@ class Reference:
 
 
 def evaluate(
-    reference: Path, prediction: Path, *, dataset_json: Path | None = None, output: Path | None = None, allow_missing: bool = False
+    reference: Path,
+    prediction: Path,
+    *,
+    dataset_json: Path | None = None,
+    output: Path | None = None,
+    allow_missing: bool = False,
+    settings: MetricSettings = DEFAULT_SETTINGS,
+    composite: bool = False,
 ) -> tuple[dict[str, Any], Path]:
-    """Scores every reference case and writes ``summary.json``.
+    """Scores every reference case and writes ``summary.json``, ``summary.csv`` and ``summary_means.csv``.
 
     Args:
         reference: a raw dataset folder (``labelsTs`` is used where it holds the predicted cases, else ``labelsTr``) or a folder of masks.
         prediction: folder of predicted masks, named like the references.
         dataset_json: label names and sites; ``None`` looks in ``reference`` and in its parent.
-        output: the file to write; ``None`` is ``summary.json`` in ``prediction``.
+        output: the JSON file to write; ``None`` is ``summary.json`` in ``prediction``. The CSV files lie beside it (:func:`csv_paths`).
         allow_missing: score only the cases that were predicted.
+        settings: tolerances and thresholds of the metrics.
+        composite: FLamby's Fed-KiTS composite too.
 
     Returns:
         The summary and the file it stands in.
 
     Raises:
-        FedsamError: a folder or file is missing or empty, a case was not predicted, grids differ, a mask holds a value that it must not.
-            Nothing is written then.
+        FedsamError: a folder or file is missing or empty, a case was not predicted, grids differ, a mask holds a value that it must not,
+            or the composite is asked for and the labels are not those of KiTS. Nothing is written then.
     """
+    path = prediction / "summary.json" if output is None else output
+    if path.suffix == ".csv":
+        raise FedsamError(
+            "the summary is JSON", path=path, expected="a name such as scores.json", fix="scores.csv is then written beside it"
+        )
     predicted = find_masks(prediction)
     known = load_reference(reference, set(predicted), dataset_json)
+    if composite:
+        _check_kits(known.labels, reference)
     missing = sorted(known.masks.keys() - predicted.keys())
     if missing and not allow_missing:
         raise FedsamError(
@@ -86,22 +107,41 @@ def evaluate(
             fix="check that both folders belong to the same dataset",
         )
     scores = [
-        score_case(case, known.masks[case], predicted[case], known) for case in tqdm(cases, desc="evaluating", unit="case", disable=None)
+        score_case(case, known.masks[case], predicted[case], known, settings, composite=composite)
+        for case in tqdm(cases, desc="evaluating", unit="case", disable=None)
     ]
     scored = known.labels.scored
     keys = [values[0] if len(values) == 1 else str(values) for values in scored.values()]  # nnU-Net calls a region (1, 2, 3)
-    summary = summarize(scores, tuple(scored), keys)
-    path = prediction / "summary.json" if output is None else output
+    summary = summarize(scores, tuple(scored), keys) | score_metrics(scores, tuple(scored), settings)
+    cases_path, means_path = csv_paths(path)
+    write_text(cases_path, cases_csv(summary))
+    write_text(means_path, scores_csv(summary))
     write_json(path, summary)
     return summary, path
 
 
-def score_case(case: str, reference: Path, prediction: Path, known: Reference) -> CaseScore:
+def csv_paths(summary: Path) -> tuple[Path, Path]:
+    """The CSV files beside a summary: of the cases, and of the means. They are called like it: ``summary.csv``, ``summary_means.csv``."""
+    return summary.with_suffix(".csv"), summary.with_name(f"{summary.stem}_means.csv")
+
+
+def score_case(
+    case: str, reference: Path, prediction: Path, known: Reference, settings: MetricSettings | None = None, *, composite: bool = False
+) -> CaseScore:
     """Reads and scores one case; raises as :func:`score_masks`."""
-    return score_masks(case, reference, prediction, read_labels(prediction), known)
+    return score_masks(case, reference, prediction, read_labels(prediction), known, settings, composite=composite)
 
 
-def score_masks(case: str, reference: Path, prediction: Path, found: Volume, known: Reference) -> CaseScore:
+def score_masks(
+    case: str,
+    reference: Path,
+    prediction: Path,
+    found: Volume,
+    known: Reference,
+    settings: MetricSettings | None = None,
+    *,
+    composite: bool = False,
+) -> CaseScore:
     """Scores a predicted mask against the reference mask, which is read.
 
     Args:
@@ -110,6 +150,8 @@ def score_masks(case: str, reference: Path, prediction: Path, found: Volume, kno
         prediction: where the predicted mask stands, or where it comes from; for messages and the summary.
         found: the predicted mask, on its own grid.
         known: sites, labels and mapping.
+        settings: of the further metrics; ``None``: counts and HD95 alone.
+        composite: FLamby's Fed-KiTS composite too; the labels must be those of KiTS.
 
     Raises:
         FedsamError: the two grids differ, or a mask holds a value that no label has, or one of a class that its site did not annotate;
@@ -143,10 +185,47 @@ def score_masks(case: str, reference: Path, prediction: Path, found: Volume, kno
         _check_annotated(case, reference, truth.array, site, known)
         annotated = labels.scorable(known.annotated[site])
     groups = list(labels.scored.values())
-    table = counts(truth.array, found.array, len(labels.classes), groups=groups, ignore=labels.ignore)
-    distances = hd95_of_labels(truth.array, found.array, groups, truth.geometry.spacing, ignore=labels.ignore)
-    num_voxels = int(truth.array.size if labels.ignore is None else np.count_nonzero(truth.array != labels.ignore))
-    return CaseScore(case, site, str(reference), str(prediction), table, num_voxels, distances, annotated)
+    spacing, ignore = truth.geometry.spacing, labels.ignore
+    table = counts(truth.array, found.array, len(labels.classes), groups=groups, ignore=ignore)
+    if settings is None:
+        further = {}
+        distances = hd95_of_labels(truth.array, found.array, groups, spacing, ignore=ignore)
+    else:
+        further = measure(truth.array, found.array, groups, spacing, settings, ignore=ignore)
+        distances = further.pop("HD95")
+    return CaseScore(
+        case,
+        site,
+        str(reference),
+        str(prediction),
+        table,
+        num_voxels=int(truth.array.size if ignore is None else np.count_nonzero(truth.array != ignore)),
+        hd95=distances,
+        annotated=annotated,
+        further=further,
+        spacing=spacing,
+        fed_kits=_composite(truth.array, found.array, site, known) if composite else None,
+    )
+
+
+def _composite(truth: NDArray[Any], found: NDArray[Any], site: str, known: Reference) -> float:
+    """NaN where the site did not annotate kidney and tumor both."""
+    if not {KIDNEY, TUMOR} <= set(known.annotated.get(site, (KIDNEY, TUMOR))):
+        return float("nan")
+    return fed_kits(truth, found, ignore=known.labels.ignore)
+
+
+def _check_kits(labels: LabelScheme, reference: Path) -> None:
+    """The composite is defined for two classes, whatever they are called: 1 within which 2 lies."""
+    values = sorted(labels.classes.values())
+    if values != [0, KIDNEY, TUMOR]:
+        raise FedsamError(
+            "the Fed-KiTS composite does not fit these labels",
+            path=reference,
+            found=", ".join(f"{name} {value}" for name, value in labels.classes.items()),
+            expected=f"background 0, kidney {KIDNEY}, tumor {TUMOR}",
+            fix="leave out --fed_kits; all other metrics are for any labels",
+        )
 
 
 def _check_annotated(case: str, reference: Path, truth: NDArray[Any], site: str, known: Reference) -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.ct_cohort import write_cohort
 from benchmarks.nnunet import timed
 from benchmarks.nnunet_fingerprint import compare
+from benchmarks.surface_metrics import PAIRS, TOLERATED, measure
 from fedsam_pipeline.dataset.integrity import verify_case
 from fedsam_pipeline.dataset.raw import load_raw_dataset
 
@@ -38,3 +39,11 @@ def test_a_timed_command_reports_its_memory_and_its_failure() -> None:
     assert run.output.strip() == "seen" and run.seconds > 0 and run.peak_bytes > 50 << 20
     with pytest.raises(RuntimeError, match=r"exit code 3[\s\S]*said why"):
         timed([sys.executable, "-c", "import sys; print('said why'); sys.exit(3)"], {})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_surface_programs_measure_the_same_thing() -> None:
+    found = {f"{who} {metric}": measure(f"{who} {metric}", side=24, repeats=1) for metric, library in PAIRS for who in ("ours", library)}
+    assert found["ours hd95"]["value"] == pytest.approx(found["medpy hd95"]["value"], abs=TOLERATED["hd95"])
+    assert found["ours nsd"]["value"] == pytest.approx(found["surface-distance nsd"]["value"], abs=TOLERATED["nsd"])
+    assert 0 < found["ours nsd"]["value"] < 1 and found["ours hd95"]["value"] > 0

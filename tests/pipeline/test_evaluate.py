@@ -237,3 +237,80 @@ def test_regions_are_scored_as_regions(dataset: Path, tmp_path: Path) -> None:
     _describe(dataset, labels=labels, regions_class_order=[1, 2], site_labels={"site_b": ["core"]}, **sites)
     with_partial, _ = evaluate(dataset, tmp_path / "pred")
     assert with_partial["sites"]["site_b"]["classes"] == {"whole": None, "core": pytest.approx(2 / 3)}
+
+
+def test_all_metrics_stand_in_the_summary_and_in_csv(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--nsd_tolerance", "2,0.5", "--lesion_iou", "0.5", "-o", str(tmp_path / "out" / "scores.json")]
+    assert main([str(dataset), str(tmp_path / "pred"), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ("scores.csv", "scores_means.csv", "scores.json")
+    assert lines[-3:] == [f"written: {tmp_path / 'out' / name}" for name in names]
+    assert "NSD at 0.5, 2 mm (--nsd_tolerance); components are one lesion from IoU 0.5 on (--lesion_iou)" in lines
+    assert any(line.startswith("0.5 mm is less than the longest voxel edge of 3 case(s)") for line in lines)
+    summary = json.loads((tmp_path / "out" / "scores.json").read_text())
+    case = summary["metric_per_case"][1]["metrics"]["1"]  # two voxels of 3 mm³, one found
+    assert (case["VolumeError_ml"], case["VolumeError_rel"]) == (pytest.approx(-0.003), -0.5)
+    assert (case["ASSD"], case["LesionF1"], case["NSD_2mm"]) == (pytest.approx(1 / 3), 1, 1)
+    header, *rows = (tmp_path / "out" / "scores.csv").read_text().splitlines()
+    assert header.startswith("case,site,class,Dice,IoU,") and len(rows) == 3 * 2
+    assert (tmp_path / "out" / "scores_means.csv").read_text().startswith("metric,unit,site,class,value,low,high\n")
+    assert not (tmp_path / "pred" / "summary.json").exists()
+
+
+def test_the_default_tolerance_is_stated(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(dataset), str(tmp_path / "pred")]) == 0
+    assert "NSD at 2 mm" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "pred" / "summary.json").read_text())
+    assert summary["settings"]["nsd_tolerances_mm"] == [2] and "NSD_2mm" in summary["scores"]
+    assert "fed_kits" not in summary
+
+
+@pytest.mark.parametrize("flags", [["--nsd_tolerance", "0"], ["--nsd_tolerance", "1,x"], ["--lesion_iou", "1.1"], ["--lesion_iou", "0"]])
+def test_settings_outside_their_range_are_refused(dataset: Path, tmp_path: Path, flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(dataset), str(tmp_path / "pred"), *flags])
+    assert caught.value.code == 2
+    assert not (tmp_path / "pred" / "summary.json").exists()
+
+
+def test_the_composite_of_fed_kits(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(dataset), str(tmp_path / "pred"), "--fed_kits"]) == 0
+    assert "Fed-KiTS composite (FLamby)" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "pred" / "summary.json").read_text())
+    of_case = [row["fed_kits"] for row in summary["metric_per_case"]]
+    assert of_case == pytest.approx([1, (4 / 5 + 1) / 2, (1 + 2 / 3) / 2])
+    assert summary["fed_kits"]["all_sites"]["mean"]["value"] == pytest.approx(((of_case[0] + of_case[1]) / 2 + of_case[2]) / 2)
+
+    sites = {"test_sites": {"site_a": ["a1", "a2"], "site_b": ["b1"]}}
+    _describe(dataset, site_labels={"site_b": ["posterior"]}, **sites)
+    partial, _ = evaluate(dataset, tmp_path / "pred", composite=True)
+    assert partial["metric_per_case"][-1]["fed_kits"] is None  # kidney and tumor together are not known there
+    assert partial["fed_kits"]["all_sites"]["mean"]["value"] == pytest.approx((of_case[0] + of_case[1]) / 2)
+
+    _describe(dataset, labels=LABELS | {"third": 3}, **sites)
+    with pytest.raises(FedsamError, match="the Fed-KiTS composite does not fit these labels") as caught:
+        evaluate(dataset, tmp_path / "pred", composite=True)
+    assert "third 3" in str(caught.value)
+
+
+def test_a_summary_named_like_its_csv_is_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(FedsamError, match="the summary is JSON"):
+        evaluate(dataset, tmp_path / "pred", output=tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_regions_ignored_voxels_and_partial_labels_hold_for_every_metric(dataset: Path, tmp_path: Path) -> None:
+    sites: dict[str, Any] = {"test_sites": {"site_a": ["a1", "a2"], "site_b": ["b1"]}}
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    _describe(dataset, labels=labels, regions_class_order=[1, 2], site_labels={"site_b": ["core"]}, **sites)
+    _write(dataset / "labelsTs" / "b1.nii.gz", _mask(2, 3, 3))
+    _write(tmp_path / "pred" / "b1.nii.gz", _mask(2, 1, 2))
+    summary, _ = evaluate(dataset, tmp_path / "pred")
+    whole, core = summary["metric_per_case"][-1]["metrics"].values()
+    assert set(whole.values()) == {None}
+    perfect = {"Dice": 1, "IoU": 1, "HD95": 0, "ASSD": 0, "NSD_2mm": 1, "VolumeError_ml": 0, "VolumeError_rel": 0, "LesionF1": 1}
+    assert {name: core[name] for name in perfect} == perfect
+    for name, scores in summary["scores"].items():
+        site_b = scores["sites"]["site_b"]
+        assert site_b["classes"]["whole"]["value"] is None and site_b["mean"] == site_b["classes"]["core"], name
+        assert scores["all_sites"]["classes"]["whole"]["value"] == scores["sites"]["site_a"]["classes"]["whole"]["value"], name
