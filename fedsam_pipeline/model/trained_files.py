@@ -36,6 +36,8 @@ class BundleInfo(Document):
     lora_rank: int
     rounds_done: PositiveInt
     adapter_sha256: str
+    preprocessing_version: PositiveInt | None = None
+    """``PREPROCESSING_VERSION`` of the code that made the training images; ``None``: written before it was noted"""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
