@@ -11,7 +11,8 @@ from fedsam_pipeline.model.registry import BASE_MODELS
 from fedsam_pipeline.model.weights import cache_folder
 from fedsam_pipeline.paths import data_folders
 from fedsam_pipeline.pipeline.predict import common_plans
-from fedsam_pipeline.specs.bundle_index import INDEX_FILE, BundleIndex
+from fedsam_pipeline.specs.bundle_index import INDEX_FILE, TRAINING_FILE, BundleIndex
+from fedsam_pipeline.specs.training_record import TrainingRecord
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def _check_contents(source: Path, index: BundleIndex, folds: list[Path]) -> None
     try:
         for folder in folds:
             check_fold(folder, fix=GET_AGAIN)
+            if (folder / TRAINING_FILE).is_file():
+                TrainingRecord.load(folder / TRAINING_FILE, fix=GET_AGAIN)
         plans = common_plans(folds)
     except FedsamError as error:
         raise FedsamError(

@@ -188,6 +188,6 @@ def test_many_runs_stay_one_screen_and_faults_stay_visible(capsys: pytest.Captur
         (DATA / "results" / RUN.parent / f"federated__fedavg__seed{number:02d}" / "fold_0").mkdir(parents=True)
     (DATA / "results" / RUN.parent / "federated__fedavg__seed39" / "fold_0" / "bundle.json").write_text("{")
     text = screen(capsys)
-    assert "and 34 more (--json shows all)" in text
+    assert "and 33 more (--json shows all)" in text
     assert "FAULT a file cannot be read as JSON" in text
     assert len(text.splitlines()) < 32
