@@ -57,7 +57,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     if os.path.lexists(path):
-        raise FedsamError("a folder exists already", path=path, expected="a new folder", fix="choose another, or delete this one")
+        raise FedsamError("a folder exists already", path=path, expected="a new folder", fix="choose another with -o, or delete this one")
     missing = [parent for parent in path.parents if not parent.exists()]
     make_folder(path.parent, wanted=path)
     staging = path.parent / f".tmp-{secrets.token_hex(4)}"
