@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,17 @@ from typing import Any
 
 from fedsam_pipeline.errors import FedsamError
 
-_CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_CANNOT_WRITE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+}
 
 
 @contextmanager
@@ -33,6 +44,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary folder; renamed to ``path`` on success, deleted on any failure with the parents made for it.
+
+    The temporary folder lies one level deeper than ``path``, so that no search for finished folders finds what a kill left behind.
+
+    Raises:
+        FedsamError: ``path`` exists, or its parent cannot be written to.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise FedsamError("a folder exists already", path=path, expected="a new folder", fix="choose another with -o, or delete this one")
+    missing = [parent for parent in path.parents if not parent.exists()]
+    make_folder(path.parent, wanted=path)
+    staging = path.parent / f".tmp-{secrets.token_hex(4)}"
+    try:
+        with _clear_refusal(path, path.parent):
+            (staging / path.name).mkdir(parents=True)
+            yield staging / path.name
+            (staging / path.name).rename(path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        for parent in missing:
+            if not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+    staging.rmdir()
 
 
 def make_folder(folder: Path, *, wanted: Path | None = None) -> None:
@@ -78,9 +118,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def json_text(value: Any) -> str:
+    """``value`` as the indented JSON that our files hold. NaN is refused: write ``None``."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically. NaN is refused: write ``None``."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes ``value`` as indented JSON, atomically; see ``json_text``."""
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path, fix: str | None = None) -> Any:
@@ -97,7 +142,7 @@ def read_json(path: Path, fix: str | None = None) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FedsamError("a file is missing", path=path, expected="a JSON file", fix=fix) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, nested without end
         raise FedsamError("a file cannot be read as JSON", path=path, found=str(error), expected="valid JSON", fix=fix) from error
 
 

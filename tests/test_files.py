@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.files import atomic_path, make_folder, read_json, sha256_file, write_bytes, write_json, write_text
+from fedsam_pipeline.files import atomic_folder, atomic_path, make_folder, read_json, sha256_file, write_bytes, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -123,3 +123,31 @@ def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "a").write_bytes(content)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "c"
+    with atomic_folder(target) as staging:
+        assert not target.exists() and not list(staging.iterdir())
+        (staging / "file").write_text("x")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["a", "a/b", "a/b/c", "a/b/c/file"]
+    with pytest.raises(FedsamError, match="a folder exists already"), atomic_folder(target):
+        pass
+
+
+def test_a_failure_leaves_no_folder_and_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "a" / "b" / "c") as staging:
+        (staging / "file").write_text("x")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FedsamError, match="cannot write a file"), atomic_folder(tmp_path / "file" / "b"):
+        pass
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000])
+def test_json_that_no_parser_takes_is_an_error_of_ours(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(FedsamError, match="cannot be read as JSON"):
+        read_json(tmp_path / "a.json")

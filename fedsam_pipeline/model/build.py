@@ -18,7 +18,7 @@ from fedsam_pipeline.model.tiny_vit import TinyViT
 from fedsam_pipeline.model.trained_files import BundleInfo, read_adapter, read_info
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.manifest import Manifest
-from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.plans import PREPROCESSING_VERSION, Plans
 from fedsam_pipeline.specs.recipe import Recipe
 
 HEAD_SEED = 20240601
@@ -240,4 +240,5 @@ class ModelSetup:
             lora_rank=self.lora_rank,
             rounds_done=rounds_done,
             adapter_sha256="0" * 64,
+            preprocessing_version=PREPROCESSING_VERSION,
         )

@@ -13,7 +13,7 @@ from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.model.trained_files import MANIFEST_FILE, PLANS_FILE, RECIPE_FILE, RETRAIN, BundleInfo, read_adapter
 from fedsam_pipeline.model.weights import find_weights
-from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.plans import PREPROCESSING_VERSION, Plans
 from fedsam_pipeline.specs.recipe import Recipe
 
 
@@ -56,15 +56,30 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> LoadedModel
     return LoadedModel(adapted.model.eval().requires_grad_(False).to(device), plans)
 
 
-def _build(info: BundleInfo, plans: Plans, recipe: Recipe) -> AdaptedModel:
+def refuse_other_base(info: BundleInfo) -> None:
+    """Refuses a model whose base weights, or whose images, are not those of this version.
+
+    Raises:
+        FedsamError: the base model is unknown, its weights have another hash, or preprocessing has changed since.
+    """
     spec = base_model_spec(info.base_model)
-    seeded = info.base_weights_sha256 == "random"
-    if not seeded and info.base_weights_sha256 != spec.weights_sha256:
+    if info.base_weights_sha256 not in ("random", spec.weights_sha256):
         raise FedsamError(
             f"the model was trained on other weights of {info.base_model}",
             found=spec.weights_sha256,
             expected=info.base_weights_sha256,
             fix=RETRAIN,
         )
-    weights = None if seeded else find_weights(spec)
+    if info.preprocessing_version not in (None, PREPROCESSING_VERSION):
+        raise FedsamError(
+            "the model was trained on images that this version would make otherwise",
+            found=f"version {PREPROCESSING_VERSION} of preprocessing",
+            expected=f"version {info.preprocessing_version}",
+            fix="install the version of fedsam-pipeline that trained it, or train again",
+        )
+
+
+def _build(info: BundleInfo, plans: Plans, recipe: Recipe) -> AdaptedModel:
+    refuse_other_base(info)
+    weights = None if info.base_weights_sha256 == "random" else find_weights(base_model_spec(info.base_model))
     return build_planned(plans, recipe, rank=info.lora_rank, weights=weights, random_encoder=info.random_encoder)

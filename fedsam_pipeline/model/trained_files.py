@@ -37,6 +37,8 @@ class BundleInfo(Document):
     rounds_done: PositiveInt
     adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """part of the path of a run that begins with this adapter"""
+    preprocessing_version: PositiveInt | None = None
+    """``PREPROCESSING_VERSION`` of the code that made the training images; ``None``: written before it was noted"""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
