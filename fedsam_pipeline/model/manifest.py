@@ -24,7 +24,7 @@ def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
     parameters = dict(model.named_parameters())
     added = {name for name in parameters if name.startswith(ADDED_BY_PLAN)}
     names = sorted(parameters.keys() - added)
-    trained = _matching(recipe.parameters.trained, names)
+    trained = _matching(list(recipe.parameters.trained_with(model.spec.encoder)), names)
     if faults := list(_faults(model, recipe, names, trained)):
         raise FedsamError(
             f"recipe {recipe.name} does not fit base model {model.spec.name}",
@@ -50,9 +50,9 @@ def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained:
             yield "lora: no factor B is trained, and B starts at zero, so LoRA changes nothing; train *.lora_B_* or leave the table out"
     if recipe.adapter is not None and not any(".adapter.up." in name for name in trained):
         yield "adapter: no up projection is trained, and they start at zero, so it changes nothing; train *.adapter.* or drop the table"
-    for pattern in recipe.parameters.trained:
+    for pattern, key in recipe.parameters.trained_with(model.spec.encoder).items():
         if not _matching([pattern], names):
-            yield f"parameters.trained: {pattern} matches no tensor"
+            yield f"parameters.{key}: {pattern} matches no tensor"
     for pattern in recipe.optimizer.rate_factors:
         if trained and not _matching([pattern], trained):
             yield f"optimizer.rate_factors: {pattern} matches no trained tensor"

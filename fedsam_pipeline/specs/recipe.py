@@ -57,6 +57,15 @@ class ParametersRecipe(Document):
     trained: tuple[str, ...] = Field(min_length=1)
     federated: tuple[str, ...] = Field(min_length=1)
     """the trained parameters that travel; the others stay at the site"""
+    trained_tiny_vit: tuple[str, ...] = ()
+    """trained as well where the image encoder is TinyViT: names that only it has"""
+    trained_vit: tuple[str, ...] = ()
+    """the same for Meta's ViT"""
+
+    def trained_with(self, encoder: Literal["tiny_vit", "vit"]) -> dict[str, str]:
+        """Pattern to the key it stands under, of all that trains with this encoder."""
+        own = "trained_tiny_vit" if encoder == "tiny_vit" else "trained_vit"
+        return {pattern: key for key in ("trained", own) for pattern in getattr(self, key)}
 
 
 class LossRecipe(Document):
@@ -134,7 +143,7 @@ class Recipe(Document):
     def injection_faults(self) -> Iterator[str]:
         """Patterns of tensors that only another table would make. What a model's tensors say is judged in ``model/manifest.py``."""
         for table, present, mark in (("lora", self.lora is not None, ".lora_"), ("adapter", self.adapter is not None, ".adapter.")):
-            for key in ("trained", "federated"):
+            for key in ("trained", "federated", "trained_tiny_vit", "trained_vit"):
                 for pattern in getattr(self.parameters, key):
                     if mark in pattern and not present:
                         yield f"parameters.{key}: {pattern} matches nothing, because there is no table [{table}]"

@@ -53,6 +53,15 @@ def test_a_recipe_that_trains_nothing_says_so_once_for_each_pattern() -> None:
     ]
 
 
+def test_patterns_of_one_encoder_count_with_it_alone() -> None:
+    own = {"trained_tiny_vit": ["*.local_conv.*"], "trained_vit": ["*.rel_pos_*"]}
+    names = resolve(parameters=parameters(["*.lora_*"], ["*"]) | own).trained_names
+    assert any(".local_conv." in name for name in names)
+    assert faults(parameters=parameters(["*.lora_*"], ["*"]) | {"trained_tiny_vit": ["*.rel_pos_*"]}) == [
+        "parameters.trained_tiny_vit: *.rel_pos_* matches no tensor"
+    ]
+
+
 @pytest.mark.parametrize("trained", ["mask_decoder.mask_tokens.*", "*.lora_A_*"])
 def test_lora_without_a_trained_b_would_change_nothing(trained: str) -> None:
     (fault,) = faults(parameters=parameters([trained], ["*"]))
