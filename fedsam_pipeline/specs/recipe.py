@@ -1,7 +1,6 @@
 """Recipe: how to adapt. One published method a file (``plans/recipes/*.toml``), or the user's own."""
 
 import fnmatch
-import math
 import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
@@ -89,7 +88,7 @@ class OptimizerRecipe(Document):
     learning_rate: PositiveFloat | Auto
     rate_factors: dict[str, PositiveFloat] = Field(default_factory=dict)
     """name pattern to a factor of the learning rate, such as a smaller one for the base model's own weights (discriminative fine-tuning,
-    Howard & Ruder, ACL 2018, arXiv:1801.06146); where several match, their product"""
+    Howard & Ruder, ACL 2018, arXiv:1801.06146); where several match, the longest counts"""
     weight_decay: float = Field(ge=0)
     betas: tuple[Beta, Beta]
     gradient_clip: PositiveFloat
@@ -97,7 +96,8 @@ class OptimizerRecipe(Document):
 
     def rate_factor(self, name: str) -> float:
         """Learning rate of the parameter ``name`` over that of the schedule."""
-        return math.prod(factor for pattern, factor in self.rate_factors.items() if fnmatch.fnmatchcase(name, pattern))
+        matching = [pattern for pattern in self.rate_factors if fnmatch.fnmatchcase(name, pattern)]
+        return self.rate_factors[max(matching, key=lambda pattern: (len(pattern), pattern))] if matching else 1.0
 
 
 class ScheduleRecipe(Document):
