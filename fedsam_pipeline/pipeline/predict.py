@@ -12,8 +12,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedsam_pipeline.dataset.volume import Volume, read_image, write_labels
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
-from fedsam_pipeline.inference.ensemble import predict_ensemble
-from fedsam_pipeline.inference.export import export_labels
+from fedsam_pipeline.inference.ensemble import stream_ensemble
+from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.inputs import InputCase, file_ending, find_cases
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, find_folds
@@ -116,6 +116,7 @@ def predict_volume(
     volume: Volume,
     predictors: Sequence[Predictor],
     plans: Plans,
+    folder: Path,
     *,
     case: str = "case",
     on_progress: Callable[[float], object] | None = None,
@@ -126,14 +127,15 @@ def predict_volume(
         volume: the image, (C, Z, Y, X), in any orientation.
         predictors: one for each fold.
         plans: the plan they were trained with.
+        folder: on the disk for the sums of an ensemble.
         case: its name, for messages.
-        on_progress: as in :func:`predict_ensemble`.
+        on_progress: as in :func:`stream_ensemble`.
 
     Returns:
         (Z, Y, X) in the image's own grid and orientation, uint8 (uint16 beyond 255 classes).
     """
     image, properties = preprocess_image(volume, plans, case=case)
-    return export_labels(predict_ensemble(predictors, image, on_progress), properties, plans)
+    return export_stream(stream_ensemble(predictors, image, folder, on_progress), properties, plans)
 
 
 def _predict_all(cases: Sequence[InputCase], predictors: Sequence[Predictor], plans: Plans) -> dict[str, str]:
@@ -145,7 +147,7 @@ def _predict_all(cases: Sequence[InputCase], predictors: Sequence[Predictor], pl
             started = time.perf_counter()
             try:
                 volume = read_image(case.channels)
-                mask = predict_volume(volume, predictors, plans, case=case.case, on_progress=bar.update)
+                mask = predict_volume(volume, predictors, plans, case.output.parent, case=case.case, on_progress=bar.update)
                 write_labels(case.output, mask, volume.geometry, like=case.channels[0])
             except Exception as error:
                 if len(cases) == 1:

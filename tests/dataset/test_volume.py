@@ -13,9 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from fedsam_pipeline.dataset.volume import (
     FILE_ENDINGS,
     Geometry,
+    Volume,
+    from_canonical,
+    part_from_canonical,
     read_image,
     read_labels,
     split_file_ending,
+    to_canonical,
     write_image,
     write_labels,
 )
@@ -274,3 +278,20 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, ending: str, monkeypatch:
     with pytest.raises(FedsamError, match=r"cannot be written(.|\n)*no space left"):
         write_image(tmp_path / f"image{ending}", random_image(), GRID)
     assert not list(tmp_path.iterdir())
+
+
+@settings(max_examples=40, deadline=None)
+@given(geometry=geometries())
+def test_parts_of_a_canonical_volume_find_their_place(geometry: Geometry) -> None:
+    array = np.random.default_rng(0).integers(0, 99, (2, *geometry.size))
+    canonical = to_canonical(Volume(array, geometry)).array
+    assert np.array_equal(from_canonical(canonical, geometry), array)
+    found = np.full_like(array, -1)
+    depth, half = canonical.shape[1], canonical.shape[3] // 2
+    for first in range(0, depth, 2):
+        for columns in (slice(0, half), slice(half, None)):
+            part = canonical[:, first : first + 2, :, columns]
+            if part.size:
+                turned, place = part_from_canonical(part, (first, 0, columns.start), geometry)
+                found[:, *place] = turned
+    assert np.array_equal(found, array)
