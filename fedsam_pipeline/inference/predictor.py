@@ -205,17 +205,18 @@ class Predictor:
         inputs = encoder_inputs(stack.flip([axis - 3 for axis in mirrored]), self.plans)
         if 0 in mirrored:  # the neighbours changed sides; the batch stays in ascending order
             inputs = inputs.flip(0)
-        with self._precision():
+        with self.precision():
             return self.model.encode(to_image_size(inputs, self.plans.image_size))
 
     def _decode(self, embeddings: torch.Tensor, prompts: Prompts | None) -> torch.Tensor:
-        with self._precision():
+        with self.precision():
             logits = self.model.decode(embeddings, None if prompts is None else prompts.to(self.device))
         if logits.shape[1] != self.plans.num_classes:
             raise ValueError(f"the model returns {logits.shape[1]} classes, the plan has {self.plans.num_classes}")
         return logits.float()
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """The context in which the model runs."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None)
 
 
