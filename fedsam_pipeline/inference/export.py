@@ -109,13 +109,6 @@ def export_stream(
     return np.ascontiguousarray(from_canonical(canonical, original_geometry(properties)), dtype=dtype)
 
 
-def export_labels(scores: NDArray[np.float32], properties: CaseProperties, plans: Plans) -> NDArray[np.unsignedinteger]:
-    """As ``export_stream``, for the scores (K, S, H, W) of a whole volume."""
-    if scores.ndim != 4:
-        raise ValueError(f"scores of shape {scores.shape} do not fit a case of shape {(plans.num_classes, *properties.stored_size)}")
-    return export_stream((scores[:, [index]].swapaxes(0, 1) for index in range(scores.shape[1])), properties, plans)
-
-
 def _winner(scores: torch.Tensor) -> NDArray[np.int32]:
     """(K, h, w) to the class with the largest score, class by class; the smaller one where two are equal."""
     best = scores[0].clone()

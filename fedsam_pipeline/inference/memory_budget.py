@@ -20,7 +20,7 @@ from fedsam_pipeline.specs.case import CaseProperties
 LIVE_TENSORS = 4
 """tensors of the size of the largest output of any module that are in memory at once: inputs, outputs, residuals"""
 BATCH_BYTES = 1 << 30
-"""what a batch may take in the model where no limit is given; a CPU gains nothing from larger batches"""
+"""what a batch may take in main memory where no limit is given; a CPU gains nothing from larger batches"""
 SCORE_BYTES = 24
 """a voxel, class and slice of the batch, at target spacing: logits, their weighted part, probabilities and the sum of an ensemble"""
 READING_COPIES = 4
@@ -97,12 +97,12 @@ def batch_sizes(predictor: Predictor, cost: SliceCost, properties: CasePropertie
     views = len(plane_windows((height, width), plans.window, predictor.overlap)) * len(predictor.mirrorings)
     shared = views * plans.slab_depth if predictor.mixes_slices else 0
     if limit is None:
-        batch = most if on_device else max(1, min(most, BATCH_BYTES // cost.activations))
+        batch = max(1, min(most, BATCH_BYTES // per_slice))
         return BatchSizes(batch, None, CUBE, fixed + batch * per_slice + CUBE * row + shared * cost.embedding)
-    free = limit - used - fixed
-    batch = max(1, min(most, free // 2 // per_slice))
-    native = max(1, min(CUBE, free // 4 // row))
-    kept = 0 if on_device else max(0, min(shared, free // 4 // cost.embedding))
+    free = max(0, limit - used - fixed - per_slice - row)  # beyond the smallest sizes
+    batch = min(most, 1 + free // 2 // per_slice)
+    native = min(CUBE, 1 + free // 4 // row)
+    kept = 0 if on_device else min(shared, free // 4 // cost.embedding)
     needed = fixed + batch * per_slice + native * row + kept * cost.embedding
     return BatchSizes(batch, shared if on_device else kept, native, needed)
 

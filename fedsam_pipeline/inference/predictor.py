@@ -193,7 +193,7 @@ class Predictor:
         if following is not None:
             first = max(following.start, 0)
             embeddings.keep((rows.start, columns.start, mirrored), {s: each for s, each in known.items() if s >= first})
-        return part.flip([_LOGIT_AXES[axis] for axis in mirrored]).cpu()
+        return (part.flip([_LOGIT_AXES[axis] for axis in mirrored]) if mirrored else part).cpu()
 
     def _encode(
         self, image: SliceableVolume, first: int, count: int, rows: AxisWindow, columns: AxisWindow, mirrored: tuple[int, ...]

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsam_pipeline.dataset.volume import Geometry, Volume, to_canonical
-from fedsam_pipeline.inference.export import export_labels, export_stream, native_slices
+from fedsam_pipeline.inference.export import export_stream, native_slices
 from fedsam_pipeline.preprocessing.resample import resample
 from fedsam_pipeline.specs.case import CaseProperties
+from fedsam_pipeline.specs.plans import Plans
 from tests.inference.plans_for_tests import make_plans
 
 
@@ -41,6 +42,11 @@ def _properties(geometry: Geometry, start: tuple[int, ...], size: tuple[int, ...
             "slice_axis": axis,
         }
     )
+
+
+def export_labels(scores: np.ndarray, properties: CaseProperties, plans: Plans) -> np.ndarray:
+    """The mask of scores (K, S, H, W) that come slice by slice."""
+    return export_stream(np.moveaxis(scores, 1, 0)[:, None], properties, plans)
 
 
 def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
