@@ -95,7 +95,9 @@ def batch_sizes(predictor: Predictor, cost: SliceCost, properties: CasePropertie
     fixed = 2 * math.prod(properties.canonical_size) + 16 * plans.num_classes * native_plane
     row = 6 * plans.num_classes * native_plane  # float16: a slice as it waits, stacked, and turned to the image's axes
     views = len(plane_windows((height, width), plans.window, predictor.overlap)) * len(predictor.mirrorings)
-    shared = views * plans.slab_depth if predictor.mixes_slices else 0
+    together = plans.slab_depth if predictor.mixes_slices else 0
+    shared = views * together
+    fixed += together * per_slice  # decoded at once, whatever the batch
     if limit is None:
         batch = max(1, min(most, BATCH_BYTES // per_slice))
         return BatchSizes(batch, None, CUBE, fixed + batch * per_slice + CUBE * row + shared * cost.embedding)

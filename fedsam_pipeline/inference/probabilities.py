@@ -1,6 +1,7 @@
 """Class probabilities beside a mask, on the image's own grid: what ``fedsam_ensemble`` averages.
 
-``CASE_probabilities.b2nd`` is a blosc2 array (K, Z, Y, X), float16, compressed in cubes, so that slabs along any axis can be read. Its
+``CASE_probabilities.b2nd`` is a blosc2 array (K, Z, Y, X), float16, compressed in cubes within chunks of
+whole slices, so that slabs along any axis can be read. Its
 metadata (``vlmeta``) holds ``schema_version``, ``geometry`` and ``labels``.
 """
 
@@ -35,19 +36,30 @@ def probabilities_path(mask: Path, case: str) -> Path:
 
 
 class ProbabilityWriter:
-    """Gathers native slices and writes them as soon as a row of cubes is complete; a sink of ``export_stream``.
+    """Gathers native slices and writes them as soon as a chunk is complete; a sink of ``export_stream``.
 
     In memory are the float16 probabilities of ``depth`` native slices, twice while they are written.
     """
 
-    def __init__(self, array: Any, properties: CaseProperties, *, are_logits: bool, depth: int = CUBE) -> None:
-        """``array``: the file's, (K, Z, Y, X). ``are_logits``: a softmax makes probabilities of what comes. ``depth``: slices at a time."""
+    def __init__(self, array: Any, properties: CaseProperties, *, are_logits: bool, axis: int, depth: int) -> None:
+        """The sink of one case.
+
+        Args:
+            array: the file's, (K, Z, Y, X).
+            properties: of the case.
+            are_logits: a softmax makes probabilities of what comes.
+            axis: of the array along which slices come.
+            depth: slices at a time; those of a chunk along ``axis``.
+        """
         self._array = array
         self._properties = properties
         self._are_logits = are_logits
         self._geometry = original_geometry(properties)
         self._axis = properties.slice_axis
         self._depth = depth
+        length = properties.canonical_size[self._axis]
+        _, place = part_from_canonical(np.empty((1, 1, 1)), (0, 0, 0), self._geometry)
+        self._first_depth = length % depth or depth if place[axis].start else depth  # from the last slice on: chunks stay whole
         size = properties.canonical_size
         self._rows, self._columns = (
             slice(first, first + length)
@@ -80,7 +92,7 @@ class ProbabilityWriter:
 
     def _push(self, plane: NDArray[np.float16]) -> None:
         self._waiting.append(plane)
-        if len(self._waiting) == self._depth:
+        if len(self._waiting) == (self._depth if self._written else self._first_depth):
             self._flush()
 
     def _flush(self) -> None:
@@ -110,19 +122,32 @@ def write_probabilities(
     Raises:
         FedsamError: the folder cannot be written to.
     """
+    geometry = original_geometry(properties)
+    axis = 2 - geometry.canonical_axes()[0][2 - properties.slice_axis]  # of the file; orders are of (x, y, z)
+    depth = min(depth, geometry.size[axis])
     with atomic_path(path) as temporary:
-        array = new_array(temporary, original_geometry(properties), labels)
-        writer = ProbabilityWriter(array, properties, are_logits=are_logits, depth=depth)
+        array = new_array(temporary, geometry, labels, axis=axis, depth=depth)
+        writer = ProbabilityWriter(array, properties, are_logits=are_logits, axis=axis, depth=depth)
         yield writer
         writer.finish()
 
 
-def new_array(path: Path, geometry: Geometry, labels: Mapping[str, int]) -> Any:
-    """An empty file of probabilities; slices are assigned to the blosc2 array (K, Z, Y, X)."""
+def new_array(path: Path, geometry: Geometry, labels: Mapping[str, int], *, axis: int = 0, depth: int = CUBE) -> Any:
+    """An empty file of probabilities; slices are assigned to the blosc2 array (K, Z, Y, X).
+
+    Args:
+        path: the file.
+        geometry: its grid.
+        labels: label name to class number.
+        axis: of (z, y, x), along which it will be written.
+        depth: slices that will be written at a time. What is written in parts would be compressed as many times.
+    """
+    chunk = [min(depth, length) if number == axis else length for number, length in enumerate(geometry.size)]
     array = blosc2.empty(
         shape=(len(labels), *geometry.size),
         dtype=np.dtype(np.float16),
-        chunks=(1, *(min(CUBE, length) for length in geometry.size)),
+        chunks=(1, *chunk),
+        blocks=(1, *(min(CUBE, length) for length in chunk)),
         urlpath=str(path),
         mode="w",
         cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},

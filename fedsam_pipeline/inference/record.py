@@ -19,13 +19,24 @@ class PredictionRecord(Document):
     mirror_axes: tuple[int, ...]
     step_size: float
 
-    def check(self, path: Path) -> None:
-        """Refuses to continue what was made in another way; a missing file is no objection.
+    def check(self, path: Path, *, masks: bool) -> None:
+        """Refuses to continue what was made in another way.
+
+        Args:
+            path: of the file.
+            masks: whether some of the masks to make are there.
 
         Raises:
-            FedsamError: the file says that the masks beside it were made otherwise, or is broken.
+            FedsamError: the file says that the masks beside it were made otherwise, or is broken; or there are masks and no file.
         """
         if not path.is_file():
+            if masks:
+                raise FedsamError(
+                    "nothing says how the masks of this folder were predicted",
+                    path=path,
+                    expected=f"the {RECORD_FILE} that fedsam_predict writes",
+                    fix="predict into another folder, or leave --continue_prediction out to make all masks anew",
+                )
             return
         found, wanted = PredictionRecord.load(path, fix="predict into another folder").to_dict(), self.to_dict()
         differing = [name for name in wanted if found[name] != wanted[name]]

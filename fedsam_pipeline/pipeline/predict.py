@@ -81,7 +81,8 @@ def predict(
     )
     cases = all_cases[part_id::num_parts]
     if continue_prediction:
-        record.check(folder / RECORD_FILE)
+        if folder == target:
+            record.check(folder / RECORD_FILE, masks=any(case.output.is_file() for case in all_cases))
         cases = [case for case in cases if not _is_done(case, save_probabilities)]
         print(f"{len(all_cases[part_id::num_parts]) - len(cases)} case(s) were done before, {len(cases)} to do")
     if not cases:

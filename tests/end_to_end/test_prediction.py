@@ -143,3 +143,21 @@ def test_folds_that_slices_mix_in_agree_however_they_are_averaged(capsys: pytest
         np.testing.assert_allclose(averaged, both, atol=0.1)  # softmax before resampling or after it
         same = read_labels(Path("both") / f"{case}.nii.gz").array == read_labels(Path("averaged") / f"{case}.nii.gz").array
         assert same.mean() > 0.97
+
+
+def test_models_that_see_other_slices_are_averaged() -> None:
+    """Views: one plan a slice axis, other spacings, one mask."""
+    paths = images(Path("imgs"), 1)
+    expected = []
+    for axis, spacing in ((0, (1.3, 1.0, 1.6)), (1, (1.0, 1.5, 1.0)), (2, (2.0, 1.0, 1.2))):
+        plans = make_tiny_plans(slice_axis=axis, target_spacing=spacing, window=(56, 56), image_size=56)
+        run = train(Path(f"model_{axis}"), plans, (axis,))
+        assert predict(["-i", "imgs", "-o", f"view_{axis}", "-m", str(run), "-device", "cpu", "--save_probabilities"]) == 0
+        expected.append(open_probabilities(Path(f"view_{axis}") / "case0_probabilities.b2nd").array[:].astype(np.float32))
+    assert ensemble(["-i", "view_0", "view_1", "view_2", "-o", "masks"]) == 0
+    lie_where_their_images_lie(paths, "masks", 3)
+    mean = np.mean(expected, axis=0)
+    ordered = np.sort(mean, axis=0)
+    clear = ordered[-1] - ordered[-2] > 1e-6
+    mask = read_labels(Path("masks/case0.nii.gz")).array
+    assert np.array_equal(mask[clear], mean.argmax(axis=0)[clear])

@@ -266,6 +266,9 @@ def test_masks_made_in_another_way_are_not_continued(changed: list[str], capsys:
     flags = changed if "-f" in changed else ["-f", "0", *changed]
     assert main(["-i", "imgs", "-o", "masks", "-m", run, *flags, "--continue_prediction"]) == 2
     assert "predicted in another way" in capsys.readouterr().err
+    Path("masks/prediction.json").unlink()
+    assert main(["-i", "imgs", "-o", "masks", "-m", run, "-f", "0", "--continue_prediction"]) == 2
+    assert "nothing says how" in capsys.readouterr().err
 
 
 def test_probabilities_lie_beside_the_mask_on_its_grid() -> None:
@@ -303,6 +306,7 @@ def test_every_kind_of_failure_is_named_and_the_others_finish(capsys: pytest.Cap
     run = str(_train(_plans(), 0))
     _images("a", "b", "c", "d", "e")
     (Path("imgs") / "a_0000.nii.gz").write_bytes(b"this is no image")
+
     def failing_export(parts: Any, properties: Any, *rest: Any) -> Any:
         if properties.case == "c":
             raise RuntimeError("no mask of c")
