@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -78,32 +78,24 @@ class CasePredictor:
             ThreadPoolExecutor(1, "write") as writer,
             tqdm(total=len(cases), desc="predicting", disable=None, bar_format=layout) as bar,
         ):
-            writing: Callable[[], object] = tuple  # nothing to wait for yet
+            writing: Future[None] = Future()
+            writing.set_result(None)  # nothing to wait for yet
             for number, (case, following) in enumerate(zip_longest(cases, cases[1:]), start=1):
-                started = time.perf_counter()
-                result: Future[None] = Future()
+                started, place = time.perf_counter(), f"[{number}/{len(cases)}] {case.case}"
                 try:
-                    result = writer.submit(write_labels, case.output, *self._predict(case, following, reader, bar.update), case.channels[0])
+                    mask, geometry = self._predict(case, following, reader, bar.update)
+                    wait([writing])  # one mask at most is written meanwhile
+                    writing = writer.submit(write_labels, case.output, mask, geometry, case.channels[0])
                 except Exception as error:
-                    result.set_exception(error)
-                writing()
-                place = f"[{number}/{len(cases)}] {case.case}"
-                writing = partial(self._finish, case, result, place, started, failures)
+                    if len(cases) == 1:
+                        raise
+                    _note_failure(case, place, failures, error)
+                else:
+                    writing.add_done_callback(partial(_note_writing, case, place, started, failures))
                 bar.update(number - bar.n)  # also after a failure half-way, and free of rounding
-            writing()
         if len(cases) == 1:
-            result.result()
-        return failures
-
-    def _finish(self, case: InputCase, result: Future[None], place: str, started: float, failures: dict[str, str]) -> None:
-        """Waits until the mask is written, or notes why it is not."""
-        try:
-            result.result()
-        except Exception as error:
-            failures[case.case] = str(error)  # not the error: its frames hold volumes
-            log.error("%s FAILED: %s", place, error, exc_info=None if isinstance(error, FedsamError) else error)
-        else:
-            log.info("%s: %.1f s -> %s", place, time.perf_counter() - started, case.output)
+            writing.result()
+        return {case.case: failures[case.case] for case in cases if case.case in failures}
 
     def _predict(
         self, case: InputCase, following: InputCase | None, reader: ThreadPoolExecutor, on_progress: Callable[[float], object]
@@ -150,3 +142,17 @@ class CasePredictor:
                 (used_memory() + sizes.needed) / 1e9,
                 self._max_memory / 1e9,
             )
+
+
+def _note_writing(case: InputCase, place: str, started: float, failures: dict[str, str], result: Future[None]) -> None:
+    error = result.exception()
+    if error is None:
+        log.info("%s: %.1f s -> %s", place, time.perf_counter() - started, case.output)
+    else:
+        _note_failure(case, place, failures, error)
+
+
+def _note_failure(case: InputCase, place: str, failures: dict[str, str], error: BaseException) -> None:
+    """Keeps what the error says, not the error: its frames hold volumes."""
+    failures[case.case] = str(error)
+    log.error("%s FAILED: %s", place, error, exc_info=None if isinstance(error, FedsamError) else error)

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
 
+from fedsam_pipeline.dataset.image_files import voxels_of
 from fedsam_pipeline.dataset.volume import (
     FILE_ENDINGS,
     Geometry,
@@ -295,3 +296,13 @@ def test_parts_of_a_canonical_volume_find_their_place(geometry: Geometry) -> Non
                 turned, place = part_from_canonical(part, (first, 0, columns.start), geometry)
                 found[:, *place] = turned
     assert np.array_equal(found, array)
+
+
+def test_the_number_of_voxels_comes_from_the_header_alone(tmp_path: Path) -> None:
+    write_image(tmp_path / "case.nii", random_image(), GRID)
+    content = (tmp_path / "case.nii").read_bytes()
+    (tmp_path / "case.nii").write_bytes(content[:360])  # no voxels
+    assert voxels_of(tmp_path / "case.nii") == 60
+    (tmp_path / "broken.nii").write_bytes(b"this is no image")
+    assert voxels_of(tmp_path / "broken.nii") is None
+    assert voxels_of(tmp_path) is None
