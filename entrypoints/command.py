@@ -51,6 +51,14 @@ def positive_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """An argparse type: a number above zero and at most one."""
+    value = positive_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above one")
+    return value
+
+
 def setting(text: str) -> tuple[str, float]:
     """An argparse type: ``NAME=NUMBER``."""
     refused = argparse.ArgumentTypeError(f"{text} is not NAME=NUMBER")

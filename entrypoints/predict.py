@@ -4,7 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsam_pipeline.entrypoints.command import command_parser, run_command
+from fedsam_pipeline.entrypoints.command import (
+    command_parser,
+    not_negative_int,
+    positive_float,
+    positive_int,
+    refuse_unused,
+    run_command,
+    share,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,6 +34,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all trained ones)")
     parser.add_argument("-device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images: faster")
+    parser.add_argument(
+        "--mirror_axes",
+        nargs="+",
+        type=int,
+        choices=(0, 1, 2),
+        metavar="AXIS",
+        help="average over images mirrored along these axes: 0 slices, 1 height, 2 width (default: as in training)",
+    )
+    parser.add_argument(
+        "-step_size",
+        type=share,
+        metavar="SHARE",
+        help="how far windows are apart, as a share of their length: larger is faster (default: as planned)",
+    )
+    parser.add_argument(
+        "--save_probabilities", action="store_true", help="write CASE_probabilities.b2nd beside each mask, for fedsam_ensemble"
+    )
+    parser.add_argument("--continue_prediction", action="store_true", help="leave out cases whose masks are there")
+    parser.add_argument("-num_parts", type=positive_int, default=1, metavar="N", help="share the cases between N processes")
+    parser.add_argument("-part_id", type=not_negative_int, default=0, metavar="N", help="which of the parts to predict, from 0")
+    parser.add_argument(
+        "--max_memory", type=positive_float, metavar="GB", help="main memory to stay within, at the cost of time (default: no limit)"
+    )
     return parser
 
 
@@ -33,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def body(arguments: argparse.Namespace) -> int:
+        if arguments.disable_tta:
+            refuse_unused({"--mirror_axes": arguments.mirror_axes is not None}, "test-time augmentation, without --disable_tta")
         from fedsam_pipeline.pipeline.predict import predict
 
         return predict(
@@ -43,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             folds=arguments.folds,
             device=arguments.device,
             test_time_augmentation=not arguments.disable_tta,
+            mirror_axes=arguments.mirror_axes,
+            step_size=arguments.step_size,
+            save_probabilities=arguments.save_probabilities,
+            continue_prediction=arguments.continue_prediction,
+            num_parts=arguments.num_parts,
+            part_id=arguments.part_id,
+            max_memory=None if arguments.max_memory is None else int(arguments.max_memory * 1e9),
         )
 
     return run_command(build_parser(), body, argv)

@@ -85,6 +85,18 @@ def read_file(path: Path) -> Any:
     return inspection.image
 
 
+def voxels_of(path: Path) -> int | None:
+    """Voxels of an image file, from its header; ``None`` for a folder of slices, and where the header cannot be read."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with _quiet_itk():
+            reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return int(math.prod(reader.GetSize()))
+
+
 def read_channels(path: Path) -> list[Any]:
     """The channels of a 3D image, or of a 4D one whose last axis is the channel; errors as ``read_file``."""
     image, faults = _open(path, max_channels=None)

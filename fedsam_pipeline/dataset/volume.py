@@ -25,6 +25,7 @@ __all__ = [
     "Volume",
     "describe_difference",
     "from_canonical",
+    "part_from_canonical",
     "read_image",
     "read_labels",
     "split_file_ending",
@@ -164,11 +165,31 @@ def from_canonical(array: NDArray[Any], original: Geometry) -> NDArray[Any]:
     """
     if tuple(array.shape[-3:]) != original.canonical().size:
         raise ValueError(f"array {array.shape} does not fit the canonical grid {original.canonical().size}")
+    return part_from_canonical(array, (0, 0, 0), original)[0]
+
+
+def part_from_canonical(array: NDArray[Any], start: Sequence[int], original: Geometry) -> tuple[NDArray[Any], tuple[slice, slice, slice]]:
+    """As ``from_canonical``, for a box of the volume.
+
+    Args:
+        array: (..., z, y, x), the voxels from ``start`` on.
+        start: (z, y, x) on the grid ``original.canonical()``.
+        original: the grid to go back to.
+
+    Returns:
+        The voxels in the axes of ``original``, and where they lie on it (z, y, x).
+    """
     order, flips = original.canonical_axes()
     lead = array.ndim - 3
+    size = original.canonical().size
+    places = []
+    for axis in range(3):  # of (z, y, x); orders and flips are of (x, y, z)
+        first, last = start[axis], start[axis] + array.shape[lead + axis]
+        places.append(slice(size[axis] - last, size[axis] - first) if flips[2 - axis] else slice(first, last))
     straight = np.flip(array, tuple(lead + 2 - target for target in range(3) if flips[target]))
-    axes = [lead + 2 - order.index(axis) for axis in (2, 1, 0)]
-    return np.ascontiguousarray(np.transpose(straight, [*range(lead), *axes]))
+    z, y, x = (2 - order.index(axis) for axis in (2, 1, 0))
+    turned = np.transpose(straight, [*range(lead), lead + z, lead + y, lead + x])
+    return np.ascontiguousarray(turned), (places[z], places[y], places[x])
 
 
 def write_image(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

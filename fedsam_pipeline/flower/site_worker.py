@@ -289,7 +289,7 @@ class SiteWorker:
         with folded_residuals(self._adapted.model, self._residuals):
             for name in _spread(sorted(setup.val_cases), max_cases):
                 case = self._store.open(name)
-                prediction = predictor.predict_case(case.image).argmax(axis=0)
+                prediction = np.concatenate([logits.argmax(axis=1) for logits in predictor.stream_case(case.image)])
                 table = counts(np.asarray(case.labels[:]), prediction, len(labels.classes), groups=groups, ignore=IGNORE)
                 site = setup.owner[name]
                 tables.setdefault(site, []).append(table)

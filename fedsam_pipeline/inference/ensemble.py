@@ -1,57 +1,109 @@
 """Several trained folds, one answer: the mean of their class probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.inference.prompts import VolumePrompt
+from fedsam_pipeline.inference.score_map import ScoreMap
+from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.preprocessing.slabs import SliceableVolume
 
 
-def predict_ensemble(
-    predictors: Sequence[Predictor], image: SliceableVolume, on_progress: Callable[[float], object] | None = None
-) -> NDArray[np.float32]:
-    """Class scores of one preprocessed volume (C, S, H, W), whose arg max is the answer.
+class Predictors(Protocol):
+    """The members of an ensemble, one after the other: a list, or folds that take turns in one model."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Predictor]:
+        """Each predictor is used before the next one is asked for, and not afterwards."""
+        ...
+
+
+class FoldPredictors:
+    """Folds that take turns in one model.
+
+    Args:
+        models: the folds.
+        predictor: of ``models.model``.
+    """
+
+    def __init__(self, models: FoldModels, predictor: Predictor) -> None:
+        self._models = models
+        self._predictor = predictor
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __iter__(self) -> Iterator[Predictor]:
+        for fold in range(len(self._models)):
+            self._models.use(fold)
+            yield self._predictor
+
+
+def gives_probabilities(predictors: Predictors) -> bool:
+    """Whether ``stream_ensemble`` yields probabilities; else logits."""
+    return len(predictors) > 1
+
+
+def stream_ensemble(
+    predictors: Predictors,
+    image: SliceableVolume,
+    folder: Path,
+    on_progress: Callable[[float], object] | None = None,
+    prompts: Sequence[VolumePrompt] = (),
+) -> Iterator[NDArray[np.float32]]:
+    """Class scores of one preprocessed volume (C, S, H, W), whose arg max is the answer; slices in their order.
+
+    The volume goes through one member after the other. The sum of the probabilities of all members but the last is on disk, in half
+    precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the sum.
 
     Args:
         predictors: one for each fold.
         image: the volume.
-        on_progress: as in :meth:`Predictor.predict_case`; the shares of all folds add up to one.
+        folder: on the disk for the sum; not used by a single predictor.
+        on_progress: as in :meth:`Predictor.stream_case`; the shares of all members add up to one.
+        prompts: as in :meth:`Predictor.stream_case`.
 
-    Returns:
-        (K, S, H, W) float32: logits of a single predictor, mean softmax probabilities of several. Not the logits are averaged, so that a
-        fold with large margins does not outvote the others.
+    Yields:
+        (n, K, H, W) float32 of the next n slices: logits of a single predictor, mean softmax probabilities of several. Not the logits are
+        averaged, so that a fold with large margins does not outvote the others. The array is overwritten once the next one is asked for.
 
     Raises:
         ValueError: no predictor.
+        FedsamError: the disk lacks the space.
     """
-    if not predictors:
+    if not len(predictors):
         raise ValueError("an ensemble needs a predictor")
+    share = 1 / len(predictors)
 
-    def part(share: float) -> None:
+    def part_done(part: float) -> None:
         if on_progress is not None:
-            on_progress(share / len(predictors))
+            on_progress(part * share)
 
-    if len(predictors) == 1:
-        return predictors[0].predict_case(image, part)
-    total: NDArray[np.float32] | None = None
-    for predictor in predictors:
-        probabilities = _softmax_in_place(predictor.predict_case(image, part))
-        probabilities /= len(predictors)
-        if total is None:
-            total = probabilities
-        else:
-            total += probabilities
-    assert total is not None
-    return total
-
-
-def _softmax_in_place(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax over axis 0, slice by slice along axis 1, so that nothing of the size of the volume is added."""
-    for index in range(logits.shape[1]):
-        plane = logits[:, index]
-        plane -= plane.max(axis=0)
-        np.exp(plane, out=plane)
-        plane /= plane.sum(axis=0)
-    return logits
+    if not gives_probabilities(predictors):
+        for predictor in predictors:
+            yield from predictor.stream_case(image, part_done, prompts)
+        return
+    total: ScoreMap | None = None
+    try:
+        for number, predictor in enumerate(predictors, start=1):
+            if total is None:
+                num_slices, height, width = image.shape[1:]
+                total = ScoreMap((num_slices, predictor.plans.num_classes, height, width), folder)
+            first = 0
+            for logits in predictor.stream_case(image, part_done, prompts):
+                probabilities = (torch.from_numpy(logits).softmax(dim=1) * share).numpy()
+                if number < len(predictors):
+                    total.add(first, probabilities)
+                else:
+                    yield total.read(first, len(probabilities)) + probabilities
+                first += len(probabilities)
+    finally:
+        if total is not None:
+            total.close()

@@ -1,7 +1,7 @@
 """A volume in, class logits out: windows over the plane and over the slices, one adapter."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, product, zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -46,16 +46,21 @@ class Predictor:
     ``plans.slab_depth`` that overlap and are averaged with Gaussian weights over depth; they share the embeddings of the slices they have
     in common.
 
-    Memory: one float32 volume of K classes at target spacing, the embeddings of one slab or batch, and nothing that grows with both.
+    Slabs go from the first slice to the last, each through all windows and mirrorings before the next begins, so that finished slices can
+    leave. In memory are the float32 logits (K, H, W) of the slices of one slab or batch, what the model makes of it, and, where slices
+    mix, for each window and mirroring the embeddings of the slices that the next slab needs again: nothing that grows with the number of
+    slices.
 
     Args:
         model: in evaluation mode, on ``device``.
         plans: the plan that the model was trained with.
         device: where the model runs; the result is gathered in main memory.
         autocast_dtype: ``torch.bfloat16`` on hardware that has it; ``None`` computes in float32.
-        batch_slices: slices that are encoded at once.
+        batch_slices: slices that are encoded at once, and where slices do not mix decoded.
         mirror_axes: test-time augmentation: the logits are averaged over all combinations of mirroring along these axes of (S, H, W).
             Axis 0 is left out where no slice sees another, because it would change nothing.
+        step_size: how far windows and slabs are apart, as a share of their length, in (0, 1]; ``None`` is ``1 - plans.window_overlap``.
+        kept_embeddings: of at most so many slices embeddings are kept for the next slab; the others are encoded again. ``None``: of all.
     """
 
     def __init__(
@@ -66,35 +71,63 @@ class Predictor:
         autocast_dtype: torch.dtype | None = None,
         batch_slices: int = 16,
         mirror_axes: Sequence[int] = (),
+        *,
+        step_size: float | None = None,
+        kept_embeddings: int | None = None,
     ) -> None:
         if batch_slices < 1 or not set(mirror_axes) <= {0, 1, 2}:
             raise ValueError(f"batch_slices must be positive and mirror_axes among 0, 1, 2: {batch_slices}, {tuple(mirror_axes)}")
+        if step_size is not None and not 0 < step_size <= 1:
+            raise ValueError(f"step_size is a share of a window above 0 and at most 1, not {step_size}")
         self.model = model
         self.plans = plans
         self.device = torch.device(device)
         self.autocast_dtype = autocast_dtype
         self.batch_slices = batch_slices
+        self.overlap = plans.window_overlap if step_size is None else 1 - step_size
+        self.kept_embeddings = kept_embeddings
         self.mixes_slices = bool(getattr(model, "mixes_slices", False))
         slices_see_others = self.mixes_slices or plans.max_offset > 0
         axes = sorted(axis for axis in set(mirror_axes) if axis != 0 or slices_see_others)
         self.mirrorings = [subset for count in range(len(axes) + 1) for subset in combinations(axes, count)]
 
-    @torch.inference_mode()
     def predict_case(
         self,
         image: SliceableVolume,
         on_progress: Callable[[float], object] | None = None,
         prompts: Sequence[VolumePrompt] = (),
     ) -> NDArray[np.float32]:
-        """Predicts one preprocessed volume.
+        """Predicts one preprocessed volume, and gathers the logits of all its slices: arguments and errors as ``stream_case``.
+
+        Returns:
+            Logits (K, S, H, W), float32.
+        """
+        logits: NDArray[np.float32] | None = None
+        first = 0
+        for part in self.stream_case(image, on_progress, prompts):
+            if logits is None:
+                logits = np.empty((part.shape[1], image.shape[1], *part.shape[2:]), dtype=np.float32)
+            logits[:, first : first + len(part)] = np.moveaxis(part, 1, 0)
+            first += len(part)
+        assert logits is not None  # a volume has slices
+        return logits
+
+    @torch.inference_mode()
+    def stream_case(
+        self,
+        image: SliceableVolume,
+        on_progress: Callable[[float], object] | None = None,
+        prompts: Sequence[VolumePrompt] = (),
+    ) -> Iterator[NDArray[np.float32]]:
+        """Predicts one preprocessed volume, slices in their order.
 
         Args:
             image: (C, S, H, W), array or lazily sliced store.
             on_progress: called after every batch with the share of the work that it was; the shares add up to one.
             prompts: for a model that was planned with prompts; slices and classes without any are found as without.
 
-        Returns:
-            Logits (K, S, H, W), float32.
+        Yields:
+            Logits (n, K, H, W), float32, of the next n slices; S in all. The array is overwritten once the next one is asked for.
 
         Raises:
             ValueError: the volume has another number of channels than the plan, the model is in training mode or returns another number of
@@ -105,25 +138,31 @@ class Predictor:
         if len(image.shape) != 4 or image.shape[0] != len(self.plans.channels):
             raise ValueError(f"expected a volume (C, S, H, W) with {len(self.plans.channels)} channels, found {tuple(image.shape)}")
         _, num_slices, height, width = image.shape
-        logits = torch.zeros((self.plans.num_classes, num_slices, height, width), dtype=torch.float32)
-        windows = plane_windows((height, width), self.plans.window, self.plans.window_overlap)
+        windows = plane_windows((height, width), self.plans.window, self.overlap)
         slabs = self._slabs(num_slices)
+        depth = max(len(slab.weights) for slab in slabs)
+        unfinished = torch.zeros((depth, self.plans.num_classes, height, width), dtype=torch.float32)  # the first one is slab.first
+        embeddings = _Embeddings(self.kept_embeddings)
         share = 1 / (len(windows) * len(self.mirrorings) * len(slabs))
-        for rows, columns in windows:
-            for mirrored in self.mirrorings:
-                for slab, part in self._predict_window(image, rows, columns, slabs, mirrored, prompts):
-                    weights = slab.weights[:, None, None] * rows.weights[:, None] * columns.weights / len(self.mirrorings)
-                    visible = part[slab.inside, :, rows.inside, columns.inside].movedim(1, 0)
-                    logits[:, slab.covered, rows.covered, columns.covered] += visible * torch.from_numpy(weights)
-                    if on_progress is not None:
-                        on_progress(share)
-        result: NDArray[np.float32] = logits.numpy()
-        return result
+        for slab, following in zip_longest(slabs, slabs[1:]):
+            for (rows, columns), mirrored in product(windows, self.mirrorings):
+                part = self._predict_window(image, rows, columns, slab, mirrored, prompts, embeddings, following)
+                weights = slab.weights[:, None, None] * rows.weights[:, None] * columns.weights / len(self.mirrorings)
+                visible = part[slab.inside, :, rows.inside, columns.inside]
+                place = unfinished[: len(weights), :, rows.covered, columns.covered]
+                place.addcmul_(visible, torch.from_numpy(weights[:, None]))
+                if on_progress is not None:
+                    on_progress(share)
+            finished = (num_slices if following is None else following.first) - slab.first
+            yield unfinished[:finished].numpy()
+            if finished < depth:
+                unfinished = unfinished.roll(-finished, 0)
+            unfinished[depth - finished :] = 0
 
     def _slabs(self, num_slices: int) -> list[AxisWindow]:
         """Overlapping weighted slabs where slices mix, else plain batches."""
         if self.mixes_slices:
-            return axis_windows(num_slices, self.plans.slab_depth, self.plans.window_overlap)
+            return axis_windows(num_slices, self.plans.slab_depth, self.overlap)
         starts = range(0, num_slices, self.batch_slices)
         return [AxisWindow(s, n, s, np.ones(n, np.float32)) for s in starts for n in [min(self.batch_slices, num_slices - s)]]
 
@@ -132,28 +171,29 @@ class Predictor:
         image: SliceableVolume,
         rows: AxisWindow,
         columns: AxisWindow,
-        slabs: list[AxisWindow],
+        slab: AxisWindow,
         mirrored: tuple[int, ...],
         prompts: Sequence[VolumePrompt],
-    ) -> Iterator[tuple[AxisWindow, torch.Tensor]]:
-        """Yields every slab with its logits (D, K, h, w), float32 in main memory, at the window's voxels and not mirrored any more."""
+        embeddings: "_Embeddings",
+        following: AxisWindow | None,
+    ) -> torch.Tensor:
+        """The slab's logits (D, K, h, w), float32 in main memory, at the window's voxels and not mirrored any more."""
         last_slice = image.shape[1] - 1
-        embeddings: dict[int, torch.Tensor] = {}  # of the slices that this slab and later ones need, each computed once
-        for slab in slabs:
-            wanted = [min(max(s, 0), last_slice) for s in range(slab.start, slab.start + slab.length)]
-            for old in [s for s in embeddings if s < wanted[0]]:
-                del embeddings[old]
-            missing = sorted(set(wanted) - embeddings.keys())
-            for at in range(0, len(missing), self.batch_slices):
-                batch = missing[at : at + self.batch_slices]
-                encoded = self._encode(image, batch[0], len(batch), rows, columns, mirrored)
-                embeddings.update(zip(batch, encoded, strict=True))
-            ordered = wanted[::-1] if 0 in mirrored else wanted
-            size = self.plans.image_size
-            asked = [image_prompts(prompts, s, (rows.start, columns.start), self.plans.window, size, mirrored) for s in ordered]
-            part = self._decode(torch.stack([embeddings[s] for s in ordered]), Prompts.of(asked))
-            part = from_image_size(part, self.plans.window)
-            yield slab, part.flip([_LOGIT_AXES[axis] for axis in mirrored]).cpu()
+        wanted = [min(max(s, 0), last_slice) for s in range(slab.start, slab.start + slab.length)]
+        known = embeddings.take((rows.start, columns.start, mirrored))
+        missing = sorted(set(wanted) - known.keys())
+        for at in range(0, len(missing), self.batch_slices):
+            batch = missing[at : at + self.batch_slices]
+            known |= zip(batch, self._encode(image, batch[0], len(batch), rows, columns, mirrored), strict=True)
+        ordered = wanted[::-1] if 0 in mirrored else wanted
+        size = self.plans.image_size
+        asked = [image_prompts(prompts, s, (rows.start, columns.start), self.plans.window, size, mirrored) for s in ordered]
+        part = self._decode(torch.stack([known[s] for s in ordered]), Prompts.of(asked))
+        part = from_image_size(part, self.plans.window)
+        if following is not None:
+            first = max(following.start, 0)
+            embeddings.keep((rows.start, columns.start, mirrored), {s: each for s, each in known.items() if s >= first})
+        return (part.flip([_LOGIT_AXES[axis] for axis in mirrored]) if mirrored else part).cpu()
 
     def _encode(
         self, image: SliceableVolume, first: int, count: int, rows: AxisWindow, columns: AxisWindow, mirrored: tuple[int, ...]
@@ -165,19 +205,45 @@ class Predictor:
         inputs = encoder_inputs(stack.flip([axis - 3 for axis in mirrored]), self.plans)
         if 0 in mirrored:  # the neighbours changed sides; the batch stays in ascending order
             inputs = inputs.flip(0)
-        with self._precision():
+        with self.precision():
             return self.model.encode(to_image_size(inputs, self.plans.image_size))
 
     def _decode(self, embeddings: torch.Tensor, prompts: Prompts | None) -> torch.Tensor:
-        with self._precision():
+        with self.precision():
             logits = self.model.decode(embeddings, None if prompts is None else prompts.to(self.device))
         if logits.shape[1] != self.plans.num_classes:
             raise ValueError(f"the model returns {logits.shape[1]} classes, the plan has {self.plans.num_classes}")
         return logits.float()
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """The context in which the model runs."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None)
 
 
 _LOGIT_AXES = {0: 0, 1: 2, 2: 3}
 """axis of (S, H, W) to axis of a slab's logits (D, K, h, w)"""
+
+
+class _Embeddings:
+    """Embeddings that the next slab needs again, by window and mirroring, then by slice.
+
+    Args:
+        limit: keep those of at most so many slices.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._kept: dict[tuple[int, int, tuple[int, ...]], dict[int, torch.Tensor]] = {}
+        self._count = 0
+
+    def take(self, view: tuple[int, int, tuple[int, ...]]) -> dict[int, torch.Tensor]:
+        """What is kept of a view, which is then the caller's."""
+        found = self._kept.pop(view, {})
+        self._count -= len(found)
+        return found
+
+    def keep(self, view: tuple[int, int, tuple[int, ...]], embeddings: dict[int, torch.Tensor]) -> None:
+        """Keeps them if there is room. Cloned: a slice's embedding is a view of its whole batch."""
+        if embeddings and (self._limit is None or self._count + len(embeddings) <= self._limit):
+            self._kept[view] = {s: each.clone() for s, each in embeddings.items()}
+            self._count += len(embeddings)

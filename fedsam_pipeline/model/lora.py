@@ -86,6 +86,12 @@ class LoRALinear(nn.Linear):
             self.weight -= self.delta()
             self._merged = False
 
+    @torch.no_grad()
+    def restore(self, weight: Tensor) -> None:
+        """Puts this base weight (out, in) in place, bit for bit, and nothing is merged. Unmerging leaves rounding errors."""
+        self.weight.copy_(weight)
+        self._merged = False
+
 
 def lora_layers(model: nn.Module) -> list[LoRALinear]:
     """All LoRA layers of ``model``."""

@@ -17,7 +17,7 @@ from fedsam_pipeline.dataset.volume import Volume
 from fedsam_pipeline.evaluation.metrics import dice_from_counts
 from fedsam_pipeline.evaluation.summary import CaseScore
 from fedsam_pipeline.files import read_json, write_json
-from fedsam_pipeline.inference.export import export_labels
+from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.device import autocast_dtype
@@ -123,7 +123,7 @@ def _score(folder: Path, cases: ScoredCases, device: torch.device) -> list[CaseS
     scores = []
     for name in tqdm(cases.names, desc=f"scoring {folder.parent.name}", unit="case", disable=None):
         stored = cases.store.open(name)
-        mask = export_labels(predictor.predict_case(stored.image), stored.properties, loaded.plans)
+        mask = export_stream(predictor.stream_case(stored.image), stored.properties, loaded.plans)
         found = Volume(mask.astype(np.int16), _geometry(stored.properties))
         scores.append(score_masks(name, known.masks[name], folder, found, known))
     return scores

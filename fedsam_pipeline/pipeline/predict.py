@@ -1,28 +1,24 @@
 """``fedsam_predict``: images in, masks in the images' geometry out, from a trained model alone."""
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fedsam_pipeline.dataset.volume import Volume, read_image, write_labels
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
-from fedsam_pipeline.inference.ensemble import predict_ensemble
-from fedsam_pipeline.inference.export import export_labels
+from fedsam_pipeline.inference.ensemble import FoldPredictors
 from fedsam_pipeline.inference.inputs import InputCase, file_ending, find_cases
 from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.inference.probabilities import probabilities_path
+from fedsam_pipeline.inference.record import RECORD_FILE, PredictionRecord
 from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, find_folds
 from fedsam_pipeline.logs import log_file
-from fedsam_pipeline.model.bundle import LoadedModel, load_bundle
+from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
-from fedsam_pipeline.model.trained_files import PLANS_FILE
+from fedsam_pipeline.model.trained_files import BUNDLE_FILE, PLANS_FILE, RETRAIN, BundleInfo
 from fedsam_pipeline.paths import choose_dataset, data_folders
-from fedsam_pipeline.preprocessing.preprocess import preprocess_image
+from fedsam_pipeline.pipeline.predict_cases import CasePredictor
 from fedsam_pipeline.specs.plans import Plans
 
 log = logging.getLogger(__name__)
@@ -37,6 +33,13 @@ def predict(
     folds: Sequence[str] | None = None,
     device: str = "auto",
     test_time_augmentation: bool = True,
+    mirror_axes: Sequence[int] | None = None,
+    step_size: float | None = None,
+    save_probabilities: bool = False,
+    continue_prediction: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    max_memory: int | None = None,
 ) -> int:
     """Predicts every image of ``source`` and writes its mask.
 
@@ -47,32 +50,74 @@ def predict(
         model: trained run or fold folder; with it ``dataset`` is not needed.
         folds: fold names; ``None`` is all trained ones.
         device: ``auto``, ``cpu`` or ``cuda``.
-        test_time_augmentation: average over mirrored images, along the axes that training mirrored.
+        test_time_augmentation: average over mirrored images.
+        mirror_axes: of (slice, height, width); ``None``: those that training mirrored.
+        step_size: of windows and slabs, as a share of their length; ``None``: as planned.
+        save_probabilities: write them beside the masks, for ``fedsam_ensemble``.
+        continue_prediction: leave out cases whose files are there, made by the same models in the same way.
+        num_parts, part_id: predict every ``num_parts``-th case, from number ``part_id`` on, so that several processes share the work.
+        max_memory: bytes of main memory to stay within where possible, at the cost of time; ``None``: no limit.
 
     Returns:
         0, or 1 where some cases of a folder failed: they are named, the others are written.
 
     Raises:
-        FedsamError: the model or the input is missing or does not fit, the output folder cannot be written to, or the only image failed.
+        FedsamError: the model or the input is missing or does not fit, the output folder cannot be written to, what is there was made in
+            another way, or the only image failed.
     """
+    if not 0 <= part_id < num_parts:
+        raise FedsamError("there is no such part", found=f"-part_id {part_id} of {num_parts}", expected=f"0 to {num_parts - 1}")
     fold_folders = choose_folds(dataset, model, folds)
     plans = common_plans(fold_folders)
-    cases = find_cases(source, target, [channel.name for channel in plans.channels])
+    all_cases = find_cases(source, target, [channel.name for channel in plans.channels])
     folder = target.parent if file_ending(target) is not None else target
+    if mirror_axes is None:
+        mirror_axes = plans.training.mirror_axes
+    record = PredictionRecord(
+        plan_sha256=plans.sha256(),
+        adapters_sha256=tuple(BundleInfo.load(fold / BUNDLE_FILE, fix=RETRAIN).adapter_sha256 for fold in fold_folders),
+        mirror_axes=tuple(sorted(set(mirror_axes))) if test_time_augmentation else (),
+        step_size=1 - plans.window_overlap if step_size is None else step_size,
+    )
+    cases = all_cases[part_id::num_parts]
+    if continue_prediction:
+        if folder == target:
+            record.check(folder / RECORD_FILE, masks=any(case.output.is_file() for case in all_cases))
+        cases = [case for case in cases if not _is_done(case, save_probabilities)]
+        print(f"{len(all_cases[part_id::num_parts]) - len(cases)} case(s) were done before, {len(cases)} to do")
+    if not cases:
+        print("nothing to predict")
+        return EXIT_DONE
     with log_file(folder / "logs", "fedsam_predict") as log_path, logging_redirect_tqdm():
+        if folder == target:
+            record.save(folder / RECORD_FILE)
         chosen = choose_device(device)
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(fold_folders), chosen, log_path)
-        models: list[LoadedModel] = [load_bundle(fold, chosen) for fold in fold_folders]
-        mirror_axes = plans.training.mirror_axes if test_time_augmentation else ()
-        predictors = [Predictor(each.model, plans, chosen, autocast_dtype(chosen), mirror_axes=mirror_axes) for each in models]
-        failures = _predict_all(cases, predictors, plans)
+        models = FoldModels(fold_folders, chosen)
+        predictor = Predictor(
+            models.model, plans, chosen, autocast_dtype(chosen), mirror_axes=record.mirror_axes, step_size=record.step_size
+        )
+        runner = CasePredictor(
+            FoldPredictors(models, predictor), predictor, plans, save_probabilities=save_probabilities, max_memory=max_memory
+        )
+        failures = runner.run(cases)
+    return report_outcome(failures, len(cases), target)
+
+
+def report_outcome(failures: Mapping[str, str], number: int, target: Path) -> int:
+    """Prints which of the cases failed and why; returns the exit code."""
     if not failures:
-        print(f"{len(cases)} mask(s) written to {target}")
+        print(f"{number} mask(s) written to {target}")
         return EXIT_DONE
-    print(f"{len(failures)} of {len(cases)} cases failed, the others are written to {target}")
+    print(f"{len(failures)} of {number} cases failed, the others are written to {target}")
     for case, reason in failures.items():
         print(f"  {case}: {reason}")
     return EXIT_SOME_FAILED
+
+
+def _is_done(case: InputCase, save_probabilities: bool) -> bool:
+    """The mask is written last; each file appears when it is complete."""
+    return case.output.is_file() and (not save_probabilities or probabilities_path(case.output, case.case).is_file())
 
 
 def choose_folds(dataset: str | None, model: Path | None, folds: Sequence[str] | None) -> list[Path]:
@@ -110,49 +155,3 @@ def common_plans(fold_folders: Sequence[Path]) -> Plans:
                 fix="predict with the folds of one plan: -f",
             )
     return plans[0]
-
-
-def predict_volume(
-    volume: Volume,
-    predictors: Sequence[Predictor],
-    plans: Plans,
-    *,
-    case: str = "case",
-    on_progress: Callable[[float], object] | None = None,
-) -> NDArray[np.unsignedinteger]:
-    """The mask of one image as read from its files: preprocess, predict, back to the image's own grid.
-
-    Args:
-        volume: the image, (C, Z, Y, X), in any orientation.
-        predictors: one for each fold.
-        plans: the plan they were trained with.
-        case: its name, for messages.
-        on_progress: as in :func:`predict_ensemble`.
-
-    Returns:
-        (Z, Y, X) in the image's own grid and orientation, uint8 (uint16 beyond 255 classes).
-    """
-    image, properties = preprocess_image(volume, plans, case=case)
-    return export_labels(predict_ensemble(predictors, image, on_progress), properties, plans)
-
-
-def _predict_all(cases: Sequence[InputCase], predictors: Sequence[Predictor], plans: Plans) -> dict[str, str]:
-    """Case -> why it failed. The error of an only case is raised."""
-    failures: dict[str, str] = {}
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
-    with tqdm(total=len(cases), desc="predicting", disable=None, bar_format=layout) as bar:
-        for number, case in enumerate(cases, start=1):
-            started = time.perf_counter()
-            try:
-                volume = read_image(case.channels)
-                mask = predict_volume(volume, predictors, plans, case=case.case, on_progress=bar.update)
-                write_labels(case.output, mask, volume.geometry, like=case.channels[0])
-            except Exception as error:
-                if len(cases) == 1:
-                    raise
-                failures[case.case] = str(error)
-                log.error("[%d/%d] %s FAILED: %s", number, len(cases), case.case, error, exc_info=not isinstance(error, FedsamError))
-            else:
-                log.info("[%d/%d] %s: %.1f s -> %s", number, len(cases), case.case, time.perf_counter() - started, case.output)
-            bar.update(number - bar.n)  # also after a failure half-way, and free of rounding
-    return failures

@@ -96,7 +96,7 @@ def resample_labels(
         return np.ascontiguousarray(labels[np.ix_(*index)])
     common = 0 if 0 in values else values[0]
     result = np.full(target, common, dtype=labels.dtype)
-    steps = [_steps(old, new) for old, new in zip(labels.shape, target, strict=True)]
+    steps = [linear_steps(old, new) for old, new in zip(labels.shape, target, strict=True)]
     near = _near(labels != common, steps)
     if any(not len(touched) for touched in near):  # all that is not background lies between the new voxels' centres
         return result
@@ -118,8 +118,8 @@ Steps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """for each new voxel of an axis: the old voxel before its centre, the one after, and the weight of the latter"""
 
 
-def _steps(old: int, new: int) -> Steps:
-    """Linear interpolation along one axis."""
+def linear_steps(old: int, new: int) -> Steps:
+    """Linear interpolation along one axis of ``old`` voxels to ``new`` ones."""
     centres = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
     low = centres.astype(np.int64)
     return low, np.minimum(low + 1, old - 1), (centres - low).astype(np.float32)

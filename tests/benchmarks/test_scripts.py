@@ -1,11 +1,13 @@
 """What the benchmark scripts compute apart from running the reference: the comparison, the cohort, the clock."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import predict_memory
 from benchmarks.ct_cohort import write_cohort
 from benchmarks.nnunet import timed
 from benchmarks.nnunet_fingerprint import compare
@@ -47,3 +49,16 @@ def test_the_surface_programs_measure_the_same_thing() -> None:
     assert found["ours hd95"]["value"] == pytest.approx(found["medpy hd95"]["value"], abs=TOLERATED["hd95"])
     assert found["ours nsd"]["value"] == pytest.approx(found["surface-distance nsd"]["value"], abs=TOLERATED["nsd"])
     assert 0 < found["ours nsd"]["value"] < 1 and found["ours hd95"]["value"] > 0
+
+
+def test_the_memory_benchmark_predicts_its_own_images_with_its_own_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict_memory, "RESULTS", tmp_path / "results.jsonl")
+    sizes = ["--size", "5", "24", "20", "--classes", "3", "--window", "28", "--image_size", "28", "--base_model", "tiny_random"]
+    monkeypatch.setattr(sys, "argv", ["predict_memory", *sizes, "--folds", "2", "--tta", "--save_probabilities", "--max_memory", "4"])
+    assert predict_memory.main() == 0
+    printed = capsys.readouterr().out
+    assert "1 image(s) of 5 x 24 x 20 voxels, 3 classes" in printed and "within 8 GB" in printed
+    record = json.loads((tmp_path / "results.jsonl").read_text())
+    assert 1e8 < record["peak_bytes"] < 8e9 and record["folds"] == 2

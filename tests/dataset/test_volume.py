@@ -10,12 +10,17 @@ import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
 
+from fedsam_pipeline.dataset.image_files import voxels_of
 from fedsam_pipeline.dataset.volume import (
     FILE_ENDINGS,
     Geometry,
+    Volume,
+    from_canonical,
+    part_from_canonical,
     read_image,
     read_labels,
     split_file_ending,
+    to_canonical,
     write_image,
     write_labels,
 )
@@ -274,3 +279,30 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, ending: str, monkeypatch:
     with pytest.raises(FedsamError, match=r"cannot be written(.|\n)*no space left"):
         write_image(tmp_path / f"image{ending}", random_image(), GRID)
     assert not list(tmp_path.iterdir())
+
+
+@settings(max_examples=40, deadline=None)
+@given(geometry=geometries())
+def test_parts_of_a_canonical_volume_find_their_place(geometry: Geometry) -> None:
+    array = np.random.default_rng(0).integers(0, 99, (2, *geometry.size))
+    canonical = to_canonical(Volume(array, geometry)).array
+    assert np.array_equal(from_canonical(canonical, geometry), array)
+    found = np.full_like(array, -1)
+    depth, half = canonical.shape[1], canonical.shape[3] // 2
+    for first in range(0, depth, 2):
+        for columns in (slice(0, half), slice(half, None)):
+            part = canonical[:, first : first + 2, :, columns]
+            if part.size:
+                turned, place = part_from_canonical(part, (first, 0, columns.start), geometry)
+                found[:, *place] = turned
+    assert np.array_equal(found, array)
+
+
+def test_the_number_of_voxels_comes_from_the_header_alone(tmp_path: Path) -> None:
+    write_image(tmp_path / "case.nii", random_image(), GRID)
+    content = (tmp_path / "case.nii").read_bytes()
+    (tmp_path / "case.nii").write_bytes(content[:360])  # no voxels
+    assert voxels_of(tmp_path / "case.nii") == 60
+    (tmp_path / "broken.nii").write_bytes(b"this is no image")
+    assert voxels_of(tmp_path / "broken.nii") is None
+    assert voxels_of(tmp_path) is None

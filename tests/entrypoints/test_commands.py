@@ -39,7 +39,11 @@ FLAGS = {
         *("-d", "-r", "-p", "-f", "-m", "--protocol", "--rounds", "--local_steps", "--lr", "--val_every", "--seed", "-device"),
         *("--workers", "-gpu_memory_target", "--random_encoder", "--c", "--overwrite"),
     ),
-    "fedsam_predict": ("-i", "-o", "-d", "-m", "-f", "-device", "--disable_tta"),
+    "fedsam_predict": (
+        *("-i", "-o", "-d", "-m", "-f", "-device", "--disable_tta", "--mirror_axes", "-step_size", "--save_probabilities"),
+        *("--continue_prediction", "-num_parts", "-part_id", "--max_memory"),
+    ),
+    "fedsam_ensemble": ("-i", "-o", "--save_probabilities"),
     "fedsam_evaluate": ("GT", "PRED", "--dataset_json", "-o", "--chill"),
     "fedsam_export_model": ("-o", "-d", "-m", "-f", "--licence", "--overwrite"),
     "fedsam_import_model": ("ZIP", "-o"),

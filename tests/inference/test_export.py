@@ -1,13 +1,18 @@
 """Export: the exact inverse of preprocessing, for any orientation, crop and slice axis."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsam_pipeline.dataset.volume import Geometry, Volume, to_canonical
-from fedsam_pipeline.inference.export import export_labels
+from fedsam_pipeline.inference.export import export_stream, native_slices
+from fedsam_pipeline.preprocessing.resample import resample
 from fedsam_pipeline.specs.case import CaseProperties
+from fedsam_pipeline.specs.plans import Plans
 from tests.inference.plans_for_tests import make_plans
 
 
@@ -37,6 +42,11 @@ def _properties(geometry: Geometry, start: tuple[int, ...], size: tuple[int, ...
             "slice_axis": axis,
         }
     )
+
+
+def export_labels(scores: np.ndarray, properties: CaseProperties, plans: Plans) -> np.ndarray:
+    """The mask of scores (K, S, H, W) that come slice by slice."""
+    return export_stream(np.moveaxis(scores, 1, 0)[:, None], properties, plans)
 
 
 def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -76,13 +86,54 @@ def test_scores_are_interpolated_linearly_to_the_native_grid() -> None:
 
 @pytest.mark.parametrize("target", [(3, 5, 6), (9, 10, 14), (1, 1, 1)])
 def test_running_argmax_equals_the_argmax_of_all_classes(target: tuple[int, int, int]) -> None:
-    from fedsam_pipeline.preprocessing.resample import resample
-
     geometry = Geometry((6, 7, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     scores = np.random.default_rng(0).normal(size=(5, *target)).astype(np.float32)
     plans = make_plans(labels={"background": 0, "a": 1, "b": 2, "c": 3, "d": 4})
     found = export_labels(scores, _properties(geometry, (0, 0, 0), (6, 7, 8), target, 0), plans)
     assert np.array_equal(found, resample(scores, (6, 7, 8), 1).argmax(axis=0))
+
+
+@given(
+    target=st.tuples(*[st.integers(1, 9)] * 3),
+    native=st.tuples(*[st.integers(1, 9)] * 3),
+    axis=st.sampled_from([0, 1, 2]),
+    step=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_slices_that_stream_equal_the_resampled_volume(
+    target: tuple[int, int, int], native: tuple[int, int, int], axis: int, step: int
+) -> None:
+    volume = np.random.default_rng(0).normal(size=(3, *target)).astype(np.float32)  # (K, Z, Y, X)
+    geometry = Geometry(native, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    properties = _properties(geometry, (0, 0, 0), native, target, axis)
+    stream = np.moveaxis(volume, 1 + axis, 0)  # (S, K, H, W)
+
+    def overwritten() -> Iterator[np.ndarray]:
+        for first in range(0, len(stream), step):
+            part = stream[first : first + step].copy()
+            yield part
+            part[...] = np.nan  # as the predictor's buffer
+
+    found = np.stack([part.numpy() for part in native_slices(overwritten(), properties, 3)])
+    np.testing.assert_allclose(np.moveaxis(found, 0, 1 + axis), resample(volume, native, 1), atol=2e-5)
+
+
+def test_a_sink_is_given_what_the_mask_is_made_of() -> None:
+    geometry = Geometry((6, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    properties = _properties(geometry, (2, 0, 0), (4, 4, 4), (3, 4, 4), 0)
+
+    class Sink:
+        def __init__(self) -> None:
+            self.winners: list[np.ndarray] = []
+
+        def add(self, scores: torch.Tensor) -> None:
+            self.winners.append(scores.argmax(0).numpy())
+
+    sink = Sink()
+    scores = np.random.default_rng(0).normal(size=(3, 3, 4, 4)).astype(np.float32)
+    found = export_stream([np.moveaxis(scores, 1, 0)], properties, make_plans(), sink)
+    assert np.array_equal(np.stack(sink.winners), found[2:])
+    assert not found[:2].any()
 
 
 def test_more_than_256_classes_need_uint16() -> None:
@@ -96,6 +147,6 @@ def test_more_than_256_classes_need_uint16() -> None:
 def test_scores_that_do_not_fit_are_refused() -> None:
     geometry = Geometry((2, 2, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     properties = _properties(geometry, (0, 0, 0), (2, 2, 2), (2, 2, 2), 0)
-    for shape in ((2, 2, 2, 2), (3, 2, 2, 3)):
+    for shape in ((2, 2, 2, 2), (3, 2, 2, 3), (3, 1, 2, 2), (3, 3, 2, 2)):
         with pytest.raises(ValueError, match="do not fit a case of shape"):
             export_labels(np.zeros(shape, np.float32), properties, make_plans())

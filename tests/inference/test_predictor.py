@@ -46,6 +46,44 @@ def test_each_slice_is_encoded_once_for_each_window(model_class: type[PixelwiseM
     assert max(model.batches) <= 4
 
 
+@given(
+    size=st.tuples(st.integers(1, 13), st.integers(1, 19), st.integers(1, 19)),
+    step_size=st.sampled_from([0.25, 0.5, 1.0]),
+    axes=st.sampled_from([(), (0, 2)]),
+    mixing=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_slices_leave_in_order_as_soon_as_no_slab_needs_them(
+    size: tuple[int, int, int], step_size: float, axes: tuple[int, ...], mixing: bool
+) -> None:
+    plans, image = make_plans(), _image(1, *size)
+    predictor = Predictor(
+        (MixingModel if mixing else PixelwiseModel)().eval(), plans, batch_slices=3, mirror_axes=axes, step_size=step_size
+    )
+    parts = [part.copy() for part in predictor.stream_case(image)]
+    assert max(len(part) for part in parts) <= max(plans.slab_depth, predictor.batch_slices)
+    assert np.array_equal(np.moveaxis(np.concatenate(parts), 1, 0), predictor.predict_case(image))
+
+
+def test_the_step_size_decides_how_many_windows_and_slabs_there_are() -> None:
+    image = _image(1, 12, 20, 8)
+    for step_size, windows, slabs in ((1.0, 3, 3), (0.5, 4, 5), (0.25, 7, 9)):
+        model = MixingModel().eval()
+        found = Predictor(model, make_plans(), step_size=step_size).predict_case(image)
+        assert model.slabs == [4] * slabs * windows
+        assert model.encoded_slices == 12 * windows
+        np.testing.assert_allclose(found, _expected(model, image, make_plans()), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kept", "encoded"), [(None, 10 * 4), (4, 10 * 4 + 3 * 2 * 2), (0, 16 * 4)])
+def test_fewer_kept_embeddings_cost_time_and_change_nothing(kept: int | None, encoded: int) -> None:
+    image = _image(1, 10, 12, 8)  # slabs at 0, 2, 4, 6; two windows, each plain and mirrored
+    model = MixingModel().eval()
+    found = Predictor(model, make_plans(), mirror_axes=(2,), kept_embeddings=kept).predict_case(image)
+    assert model.encoded_slices == encoded
+    assert np.array_equal(found, Predictor(model, make_plans(), mirror_axes=(2,)).predict_case(image))
+
+
 def test_a_model_that_mixes_slices_sees_whole_overlapping_slabs() -> None:
     model = MixingModel().eval()
     Predictor(model, make_plans()).predict_case(_image(1, 10, 8, 8))
@@ -108,5 +146,7 @@ def test_misuse_is_refused() -> None:
         Predictor(PixelwiseModel().eval(), plans).predict_case(_image(2, 3, 8, 8))
     with pytest.raises(ValueError, match="returns 2 classes, the plan has 3"):
         Predictor(PixelwiseModel(2).eval(), plans).predict_case(_image(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="step_size"):
+        Predictor(PixelwiseModel().eval(), plans, step_size=0.0)
     with pytest.raises(ValueError, match="mirror_axes among"):
         Predictor(PixelwiseModel().eval(), plans, mirror_axes=(3,))

@@ -46,8 +46,8 @@ def test_the_predictor_hands_each_slice_its_prompts() -> None:
     image = np.zeros((1, 5, 8, 10), np.float32)
     Predictor(model, make_plans(), batch_slices=2).predict_case(image, prompts=[BOX])
     given = [None if prompts is None else prompts.classes.tolist() for prompts in model.prompts]
-    assert given == 2 * [[[0], [2]], [[2], [2]], None]  # two windows, slices 0-1, 2-3 and 4
-    left, right = (model.prompts[index] for index in (1, 4))
+    assert given == [*2 * [[[0], [2]]], *2 * [[[2], [2]]], *2 * [None]]  # slices 0-1, 2-3 and 4, each in two windows
+    left, right = (model.prompts[index] for index in (2, 3))
     assert left is not None
     assert right is not None
     assert left.boxes[0, 0].tolist() == [3, 2, 7, 5]

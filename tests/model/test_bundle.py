@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import sha256_file
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
-from fedsam_pipeline.model.bundle import load_bundle
+from fedsam_pipeline.model.bundle import FoldModels, load_bundle
 from fedsam_pipeline.model.lora import merge_lora
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, BundleInfo, load_tensors, write_adapter, write_documents
 from fedsam_pipeline.specs.recipe import load_recipe
@@ -20,10 +20,10 @@ from tests.conftest import make_tiny_plans
 FILES = ["adapter.safetensors", "bundle.json", "manifest.json", "plans.json", "recipe.json"]
 
 
-def trained() -> AdaptedModel:
+def trained(seed: int = 1) -> AdaptedModel:
     """The tiny model with every trained tensor moved, as training would."""
     adapted = build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=3, image_size=28, weights=None)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     for tensor in adapted.trained_tensors().values():
         tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
     return adapted
@@ -68,6 +68,45 @@ def test_lora_is_merged_and_nothing_trains(bundle: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not loaded.model.training
     assert loaded.labels == {"background": 0, "organ": 1, "lesion": 2}
+
+
+@torch.no_grad()
+def test_folds_take_turns_in_one_model_and_compute_what_they_compute_alone(tmp_path: Path) -> None:
+    folders = [write(tmp_path / f"fold_{seed}", trained(seed)) for seed in range(3)]
+    alone = [load_bundle(folder).model for folder in folders]
+    expected = [model.decode(model.encode(images())) for model in alone]
+    assert not torch.equal(expected[0], expected[1])
+    folds = FoldModels(folders)
+    assert len(folds) == 3
+    for fold in (0, 2, 2, 1, 0):
+        folds.use(fold)
+        assert torch.equal(folds.model.decode(folds.model.encode(images())), expected[fold])
+
+
+@torch.no_grad()
+def test_what_an_aggregation_folded_into_the_base_stays_with_its_fold(tmp_path: Path) -> None:
+    folders = [write(tmp_path / f"fold_{seed}", trained(seed)) for seed in range(2)]
+    name = next(name for name in load_tensors(folders[0] / ADAPTER_FILE) if ".lora_B_" in name)
+    layer, target = name.split(".lora_B_")
+    tensors = load_tensors(folders[0] / ADAPTER_FILE)
+    rows, columns = len(tensors[name]), tensors[f"{layer}.lora_A_{target}"].shape[1]
+    tensors |= {f"{layer}.residual_B_{target}": torch.ones(rows, 1), f"{layer}.residual_A_{target}": torch.ones(1, columns)}
+    info = BundleInfo.load(folders[0] / BUNDLE_FILE)
+    write_adapter(folders[0], tensors, info)
+    expected = [load_bundle(folder).model.encode(images()) for folder in folders]
+    folds = FoldModels(folders)
+    for fold in (0, 1, 0, 0):
+        folds.use(fold)
+        assert torch.equal(folds.model.encode(images()), expected[fold])
+
+
+def test_folds_of_another_kind_cannot_share_a_model(tmp_path: Path) -> None:
+    first = write(tmp_path / "fold_0", trained())
+    second = write(tmp_path / "fold_1", trained(), random_encoder=True)
+    make_tiny_plans(slab_depth=4).save(second / "plans.json")
+    with pytest.raises(FedsamError, match="no models of one kind") as caught:
+        FoldModels([first, second])
+    assert "another plan, base model or LoRA rank than fold_0" in str(caught.value) and "fedsam_ensemble" in str(caught.value)
 
 
 def test_the_folder_holds_no_pickle(bundle: Path) -> None:
