@@ -28,12 +28,12 @@ from torch import Tensor
 from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.federation.codec.coding import decode, encode
-from fedsam_pipeline.federation.codec.wires import WIRES, Wire
+from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.flower.site_worker import SiteWorker
 from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL
 from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
-from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.specs.manifest import Manifest, Wire
 
 DATASET = "Dataset001_Demo"
 RESULTS = Path(__file__).parent / "results" / "codec.jsonl"

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.codec.coding import ReferenceMissing
-from fedsam_pipeline.federation.codec.wires import WIRES, Wire
+from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import (
     CONFIG,
@@ -37,6 +37,7 @@ from fedsam_pipeline.flower.messages import (
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.memory import keep_freed_memory
+from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.training.local_trainer import RunSchedule, TrainingDiverged
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import Encoded, decode
 from fedsam_pipeline.federation.codec.downlink import Downlink
-from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import (
@@ -38,7 +37,7 @@ from fedsam_pipeline.flower.messages import (
     to_record,
 )
 from fedsam_pipeline.flower.replies import REPLY_KEYS, SiteFailed, SiteReply, check_update_numbers, lacks_reference, read_reply
-from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.specs.manifest import Manifest, Wire
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import Encoded, decode, encode
-from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
@@ -28,7 +27,7 @@ from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
-from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.specs.manifest import Manifest, Wire
 from fedsam_pipeline.training.execution import apply_execution, choose_execution, memory_budget
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RoundResult, RunSchedule
 from fedsam_pipeline.training.slab_loader import SlabLoader

@@ -15,9 +15,10 @@ from fedsam_pipeline.pipeline.evaluate import evaluate
 from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
 from fedsam_pipeline.pipeline.predict import predict
 from fedsam_pipeline.pipeline.train import train_all
-from fedsam_pipeline.pipeline.train_request import Protocol, TrainRequest, run_setups
+from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.report.html import write_report
 from fedsam_pipeline.report.overlay import choose_cases, overlay_png
+from fedsam_pipeline.specs.comparison import Protocol
 
 DATASET = "Dataset001_Demo"
 

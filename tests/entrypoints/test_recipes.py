@@ -73,7 +73,7 @@ def test_the_default_sends_hundreds_of_times_less_than_full_fine_tuning(capsys: 
         return float(found["fedsam"]["bytes_fp32"] / found["default"]["bytes_int8"])
 
     assert ratio(*VIT_B) > 500
-    assert ratio("--num_classes", "2") > 150
+    assert ratio("--num_classes", "2") > 100  # with a float32 scale a row; what messages take: docs/results.md
 
 
 def test_rank_classes_and_base_model_change_the_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from fedsam_pipeline.federation.codec.coding import Encoded, ReferenceMissing, decode, encode
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.codec.payload import Header, pack, state_digest, unpack
-from fedsam_pipeline.federation.codec.wires import WIRES, Wire, body_size, to_bytes
+from fedsam_pipeline.federation.codec.wires import WIRES, body_size, to_bytes
 from fedsam_pipeline.federation.updates import UpdateRefused
-from fedsam_pipeline.specs.manifest import Manifest, TensorEntry
+from fedsam_pipeline.specs.manifest import Manifest, TensorEntry, Wire
 
 State = dict[str, torch.Tensor]
 LARGEST = float(np.finfo(np.float32).max)

@@ -7,11 +7,11 @@ import torch
 
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
-from fedsam_pipeline.federation.codec.wires import Wire
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 from tests.conftest import make_tiny_plans

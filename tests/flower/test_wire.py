@@ -9,9 +9,10 @@ from flwr.app import Message
 
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.payload import unpack
-from fedsam_pipeline.federation.codec.wires import WIRES, Wire
+from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.flower.messages import CONFIG, PAYLOAD, from_record, to_record
 from fedsam_pipeline.flower.replies import SiteFailed
+from fedsam_pipeline.specs.manifest import Wire
 from tests.flower.federations import Federation, assert_equal, stop_in
 
 LOSSY: tuple[Wire, ...] = ("fp16", "int8")

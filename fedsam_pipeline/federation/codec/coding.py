@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam_pipeline.federation.codec.payload import Header, expected_tensors, pack, state_digest, unpack
-from fedsam_pipeline.federation.codec.wires import Wire, from_bytes, to_bytes
+from fedsam_pipeline.federation.codec.wires import from_bytes, to_bytes
 from fedsam_pipeline.federation.updates import UpdateRefused, checked_tensors
-from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.specs.manifest import Manifest, Wire
 
 
 class ReferenceMissing(UpdateRefused):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fedsam_pipeline.federation.codec.coding import Encoded, encode
-from fedsam_pipeline.federation.codec.wires import Wire
+from fedsam_pipeline.specs.manifest import Wire
 
 _HELD_PREFIX, _RESIDUAL_PREFIX = "held/", "residual/"
 

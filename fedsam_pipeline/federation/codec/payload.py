@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from fedsam_pipeline.federation.codec.wires import Wire, body_size
+from fedsam_pipeline.federation.codec.wires import body_size
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.specs.document import Document
-from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.specs.manifest import Manifest, Wire
 
 _MAGIC = b"FSC1"
 _PREFIX = struct.Struct(">4sI")
