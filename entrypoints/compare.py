@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="aggregation of federated and leave_one_site_out: a strategy, or with a LoRA method as fedavg+flexlora (default: the "
         "recipe's)",
     )
-    parser.add_argument("--wires", type=_names, metavar="A,B", help="some of fp32, fp16, int8 (default: the recipe's)")
+    parser.add_argument("--wires", type=_names, metavar="A,B", help="some of fp32, fp16, int8, int4 (default: the recipe's)")
     parser.add_argument("--learning_rates", type=_names, metavar="A,B", help="peak learning rates (default: the recipe's, or the plan's)")
     parser.add_argument("--random_encoder", action="store_true", help="control experiment: draw the image encoder at random")
     parser.add_argument("--seeds", type=positive_int, default=1, metavar="N", help="training seeds 0 to N-1")

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from fedsam_pipeline.specs.document import Document
 
-Wire = Literal["fp32", "fp16", "int8"]
-BYTES_A_VALUE: dict[Wire, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+Wire = Literal["fp32", "fp16", "int8", "int4"]
+BITS_A_VALUE: dict[Wire, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 BYTES_A_SCALE = 4
-"""``int8`` sends a float32 scale with every row"""
+"""``int8`` and ``int4`` send a float32 scale with every row"""
 
 
 class TensorEntry(Document):
@@ -71,7 +71,7 @@ class Manifest(Document):
     def payload_bytes(self, wire: Wire) -> int:
         """Bytes of the travelling values one way, before entropy coding and without names and headers.
 
-        ``fp32`` 4 and ``fp16`` 2 bytes a value; ``int8`` 1 byte a value and 4 bytes a row for its scale.
+        ``fp32`` 4 and ``fp16`` 2 bytes a value; ``int8`` 1 byte and ``int4`` half a byte a value, and 4 bytes a row for its scale.
         """
-        scales = sum(entry.num_rows for entry in self.federated) * BYTES_A_SCALE if wire == "int8" else 0
-        return self.federated_parameters * BYTES_A_VALUE[wire] + scales
+        scales = sum(entry.num_rows for entry in self.federated) * BYTES_A_SCALE if wire in ("int8", "int4") else 0
+        return -(-self.federated_parameters * BITS_A_VALUE[wire] // 8) + scales

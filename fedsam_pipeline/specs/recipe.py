@@ -119,7 +119,7 @@ class AggregationRecipe(Document):
     weighting: Weighting
     """weight of a site: its number of training cases, the same for all, or more for sites that the shared model serves badly"""
     wire: Wire = "fp32"
-    """how states and updates travel, as differences: exactly, in half the bytes, or in about a fifth"""
+    """how states and updates travel, as differences: exactly, in half the bytes, a quarter or an eighth"""
     options: dict[str, float] = Field(default_factory=dict)
     """settings of the strategy and of the LoRA method; what is left out has the default in ``docs/aggregation.md``"""
 

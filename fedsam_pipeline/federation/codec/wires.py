@@ -1,4 +1,4 @@
-"""The three wires: how the difference between a state and a reference becomes bytes, before entropy coding, and back.
+"""The four wires: how the difference between a state and a reference becomes bytes, before entropy coding, and back.
 
 ============ ===================== ========================================================================================
 wire         bytes a value         error of a decoded value
@@ -6,12 +6,13 @@ wire         bytes a value         error of a decoded value
 ``fp32``     4                     none, bit for bit
 ``fp16``     2, two a tensor       at most 2^-11 of the difference, or 2^-24 of the tensor's largest where that is more
 ``int8``     1, two a row          at most half the row's scale; the scale is at most (1 + 2^-7) / 127 of its largest difference
+``int4``     a half, two a row     the same with 7 in place of 127
 ============ ===================== ========================================================================================
 
 To both errors comes the rounding of the sum of reference and difference to float32. Differences are taken in float64, from finite float32
 values, so they cannot overflow; sums are cut at the largest float32.
 
-A row of ``int8`` is a slice along the first axis, the others flattened; of a tall matrix (more rows than columns, such as LoRA's B) it is a
+A row of ``int8`` and ``int4`` is a slice along the first axis, the others flattened; of a tall matrix (more rows than columns, such as LoRA's B) it is a
 column, so that scales never outnumber the values of a row. Scalars and vectors are one row.
 
 Every step is one IEEE operation of numpy, so sender and receiver get the same bits on any machine. The bytes come out as planes (all
@@ -33,7 +34,8 @@ Doubles = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 T = TypeVar("T", bound=np.generic)
 
-_LARGEST_STEP = 127
+_BITS = {"int8": 8, "int4": 4}
+_LARGEST_STEP = {"int8": 127, "int4": 7}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -45,7 +47,7 @@ def body_size(wire: Wire, shapes: list[tuple[int, ...]]) -> int:
     if wire == "fp16":
         return 2 * len(shapes) + 16 * _plane_bytes(count)
     rows = sum(map(_num_rows, shapes))
-    return 16 * _plane_bytes(rows) + 8 * _plane_bytes(count)
+    return 16 * _plane_bytes(rows) + _BITS[wire] * _plane_bytes(count)
 
 
 def to_bytes(wire: Wire, targets: list[Doubles], references: list[Floats]) -> bytes:
@@ -63,8 +65,8 @@ def to_bytes(wire: Wire, targets: list[Doubles], references: list[Floats]) -> by
         exponents = np.array([_exponent(difference) for difference in differences], np.int64)
         halves = [np.ldexp(d, -e).astype(np.float16).ravel() for d, e in zip(differences, exponents, strict=True)]
         return (exponents + 256).astype(">u2").tobytes() + _bit_planes(np.concatenate(halves).view(np.uint16))
-    scales, steps = zip(*(_quantized(difference) for difference in differences), strict=True)
-    return _bit_planes(np.concatenate(scales)) + _bit_planes(_zigzag8(np.concatenate(steps)))
+    scales, steps = zip(*(_quantized(difference, _LARGEST_STEP[wire]) for difference in differences), strict=True)
+    return _bit_planes(np.concatenate(scales)) + _bit_planes(_zigzag8(np.concatenate(steps)), _BITS[wire])
 
 
 def from_bytes(wire: Wire, body: bytes, references: list[Floats]) -> list[Floats]:
@@ -95,7 +97,8 @@ def _from_bytes(wire: Wire, body: bytes, references: list[Floats]) -> list[Float
     head = 16 * _plane_bytes(sum(rows))
     scales: list[NDArray[np.uint16]] = np.split(_from_bit_planes(raw[:head], 16, sum(rows)), np.cumsum(rows)[:-1])
     steps = np.split(
-        _from_zigzag8(_from_bit_planes(raw[head:], 8, count).astype(np.uint8)), np.cumsum([_count(shape) for shape in shapes])[:-1]
+        _from_zigzag8(_from_bit_planes(raw[head:], _BITS[wire], count).astype(np.uint8)),
+        np.cumsum([_count(shape) for shape in shapes])[:-1],
     )
     return [_sum(r, _dequantized(s, q, r.shape)) for r, s, q in zip(references, scales, steps, strict=True)]
 
@@ -144,8 +147,8 @@ def _num_rows(shape: tuple[int, ...]) -> int:
     return min(_matrix(shape)) if len(shape) > 1 else 1
 
 
-def _quantized(difference: Doubles) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
-    """Scales (rows) and whole steps (values, row after row).
+def _quantized(difference: Doubles, largest_step: int) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    """Scales (rows) and whole steps (values, row after row), up to ``largest_step`` on either side.
 
     A scale is the upper half of a float32, rounded up; 0 where the row is zero.
     """
@@ -153,8 +156,8 @@ def _quantized(difference: Doubles) -> tuple[NDArray[np.uint16], NDArray[np.int8
     if len(rows) > _num_rows(difference.shape):
         rows = rows.T
     largest = np.abs(rows).max(axis=1, initial=0.0)
-    widths = (largest / _LARGEST_STEP).astype(np.float32)
-    widths = np.where(widths.astype(np.float64) * _LARGEST_STEP < largest, np.nextafter(widths, np.float32(np.inf)), widths)
+    widths = (largest / largest_step).astype(np.float32)
+    widths = np.where(widths.astype(np.float64) * largest_step < largest, np.nextafter(widths, np.float32(np.inf)), widths)
     scales = ((widths.view(np.uint32) + 0xFFFF) >> 16).astype(np.uint16)
     divisors = _scale_values(scales)[:, None]
     steps = np.rint(np.divide(rows, divisors, where=divisors > 0, out=np.zeros(rows.shape)))
@@ -193,14 +196,17 @@ def _plane_bytes(count: int) -> int:
     return -(-count // 8)
 
 
-def _bit_planes(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """All highest bits, then all second ones, ...; each plane filled up to whole bytes."""
-    bits = values.dtype.itemsize * 8
-    in_bytes = values.astype(values.dtype.newbyteorder(">")).view(np.uint8).reshape(-1, bits // 8)
-    return np.packbits(np.unpackbits(in_bytes, axis=1).T, axis=1).tobytes()
+def _bit_planes(values: NDArray[np.uint8] | NDArray[np.uint16], bits: int | None = None) -> bytes:
+    """All highest of the lowest ``bits`` bits (all, if left out), then all second ones, ...; each plane filled up to whole bytes."""
+    width = values.dtype.itemsize
+    in_bytes = values.astype(values.dtype.newbyteorder(">")).view(np.uint8).reshape(-1, width)
+    planes = np.unpackbits(in_bytes, axis=1).T[8 * width - (bits or 8 * width) :]
+    return np.packbits(planes, axis=1).tobytes()
 
 
 def _from_bit_planes(raw: Bytes, bits: int, count: int) -> NDArray[np.uint16]:
     planes = np.unpackbits(raw.reshape(bits, -1), axis=1, count=count)
+    if bits < 8:
+        planes = np.concatenate([np.zeros((8 - bits, count), np.uint8), planes])
     in_bytes = np.ascontiguousarray(np.packbits(planes.T, axis=1))
-    return in_bytes.ravel().astype(np.uint16) if bits == 8 else in_bytes.view(">u2").ravel().astype(np.uint16)
+    return in_bytes.view(">u2").ravel().astype(np.uint16) if bits == 16 else in_bytes.ravel().astype(np.uint16)
