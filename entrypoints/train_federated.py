@@ -69,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wire",
         choices=WIRES,
-        help="how states and updates travel, as differences: exactly (fp32), in half the bytes (fp16), a quarter (int8) or an eighth (int4) "
-        "(default: the recipe's)",
+        help="how states and updates travel, as differences: exactly (fp32), or in a half (fp16), a quarter (int8) or an eighth of the "
+        "bytes (int4) (default: the recipe's)",
     )
     parser.add_argument("--seed", type=not_negative_int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")

@@ -111,20 +111,23 @@ def _probe(model: PromptFreeSam, device: torch.device, dtype: torch.dtype | None
     """One step on empty images: bytes that autograd kept, and the most that one encoder block added to them."""
     image = torch.zeros(model.slices_together, 3, model.image_size, model.image_size, device=device)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}  # address of a storage to its bytes
+    kept: dict[int, torch.UntypedStorage] = {}  # by address, held so that none is given away twice: the same count on every run
     entered: list[int] = []
     added = [0]
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
+
+    def kept_bytes() -> int:
+        return sum(storage.nbytes() for storage in kept.values())
 
     hooks = []
     for block in encoder_blocks(model.image_encoder):
-        hooks.append(block.register_forward_pre_hook(lambda *_: entered.append(sum(kept.values()))))
-        hooks.append(block.register_forward_hook(lambda *_: added.append(sum(kept.values()) - entered.pop())))
+        hooks.append(block.register_forward_pre_hook(lambda *_: entered.append(kept_bytes())))
+        hooks.append(block.register_forward_hook(lambda *_: added.append(kept_bytes() - entered.pop())))
     model.train()
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -137,4 +140,4 @@ def _probe(model: PromptFreeSam, device: torch.device, dtype: torch.dtype | None
         model.eval()
         for hook in hooks:
             hook.remove()
-    return sum(kept.values()), max(added)
+    return kept_bytes(), max(added)

@@ -267,7 +267,7 @@ def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     "change",
     [
         {"schema_version": 2},
-        {"wire": "int4"},
+        {"wire": "int3"},
         {"reference": "../../etc"},
         {"result": 7},
         {"more": 1},

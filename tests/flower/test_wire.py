@@ -129,6 +129,6 @@ def test_a_tampered_state_is_refused_by_the_site(tmp_path: Path, monkeypatch: py
 
 def test_a_wire_that_a_site_does_not_know_is_refused(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
-    object.__setattr__(federation.loop._plan, "wire", "int4")
+    object.__setattr__(federation.loop._plan, "wire", "int3")
     with pytest.raises(SiteFailed, match="reports agreement_broken"):
         federation.run()

@@ -12,8 +12,8 @@ wire         bytes a value         error of a decoded value
 To both errors comes the rounding of the sum of reference and difference to float32. Differences are taken in float64, from finite float32
 values, so they cannot overflow; sums are cut at the largest float32.
 
-A row of ``int8`` and ``int4`` is a slice along the first axis, the others flattened; of a tall matrix (more rows than columns, such as LoRA's B) it is a
-column, so that scales never outnumber the values of a row. Scalars and vectors are one row.
+A row of ``int8`` and ``int4`` is a slice along the first axis, the others flattened; of a tall matrix (more rows than columns, such as
+LoRA's B) it is a column, so that scales never outnumber the values of a row. Scalars and vectors are one row.
 
 Every step is one IEEE operation of numpy, so sender and receiver get the same bits on any machine. The bytes come out as planes (all
 first bytes or bits, then all second ones, ...): with them a general entropy coder finds the order that a stream of whole numbers hides.
