@@ -212,7 +212,7 @@ def test_steps_become_rounds_of_the_plan(
         (("--recipes", "lora,lora"), "recipes is not a list of different names"),
         (("--recipes", "lora,"), "recipes is not a list of different names"),
         (("--recipes", "lora", "--protocols", "alone"), "protocols.0: "),
-        (("--recipes", "lora", "--wires", "int4"), "wires.0: "),
+        (("--recipes", "lora", "--wires", "int3"), "wires.0: "),
         (("--recipes", "lora", "--wires", "int8,int8"), "wires is not a list of different names"),
         (("--recipes", "lora", "--learning_rates", "fast"), "learning_rates.0: "),
         (("--recipes", "lora", "--learning_rates", "-1"), "learning_rates.0: "),

@@ -319,7 +319,7 @@ def test_each_site_is_left_out_once_and_scored_by_what_never_saw_it(folder: Path
     (together,) = run_setups(folder, tmp_path / "results", TrainRequest())
     validated = {site.site: site.val_cases for site in together.sites}
     setups = run_setups(folder, tmp_path / "results", request)
-    assert [setup.folder.parent.name for setup in setups] == [f"leave_one_site_out-{site}__fedavg__seed3" for site in validated]
+    assert [setup.folder.parent.name for setup in setups] == [f"leave_one_site_out-{site}__fedavg-int4__seed3" for site in validated]
     for setup, left in zip(setups, validated, strict=True):
         assert setup.held_out is not None
         assert (setup.held_out.site, setup.held_out.train_cases, setup.held_out.val_cases) == (left, (), validated[left])
