@@ -7,7 +7,7 @@ PREPROCESSED is a planned and preprocessed dataset (`fedsam_plan_and_preprocess`
 plan's grid. A centralized step is as large as a step of one site, so S of them are near a federation of S steps a site.
 
 Printed: mean loss, Dice of each site, their mean, seconds. A line each is appended to `--keep` (default benchmarks/results/rates.jsonl);
-what stands there for the same plan, recipe, rate, steps and machine is not trained again.
+what stands there for the same plan, recipe, rate, warm-up and steps is not trained again, whichever machine it is of.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def train_and_score(setup: RunSetup) -> dict[str, Any]:
     worker.receive(encoded.payload, {}, rounds_done=1)
     dice = {site: scores.dice for site, scores in worker.evaluate(rounds_done=1).items()}
     known = [value for value in dice.values() if value is not None]
-    return {"loss": result.loss, "seconds": result.seconds, "sites": dice, "dice": sum(known) / len(known)}
+    return {"loss": result.loss, "seconds": result.seconds, "sites": dice, "dice": sum(known) / len(known) if known else None}
 
 
 def main() -> int:
@@ -110,8 +110,9 @@ def one(setup: RunSetup, steps: int, warmup: float | None, keep: Path) -> dict[s
 def show(line: dict[str, Any]) -> None:
     """A line of the table."""
     sites = " ".join("-" if value is None else f"{value:.4f}" for value in line["sites"].values())
+    mean = "-" if line["dice"] is None else f"{line['dice']:.4f}"
     what = f"{line['recipe']:<18}{line['rate']:>9g}{line['warmup']:>9g}"
-    print(f"{what}{line['loss']:>8.4f}  {sites}  {line['dice']:.4f}{line['seconds']:>9.0f}", flush=True)
+    print(f"{what}{line['loss']:>8.4f}  {sites}  {mean}{line['seconds']:>9.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _validation(site: str, config: ConfigRecord, key: str, class_names: Sequence
         if any(np.any((score.classes < 0) | (score.classes > 1)) or score.dice < 0 or score.dice > 1 for score in scores.values()):
             raise ValueError("a Dice outside 0 to 1")
         return scores
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
 
 
@@ -113,10 +113,12 @@ def check_update_numbers(reply: SiteReply) -> None:
     """
     needed = (*REPLY_KEYS, ENCODE_SECONDS)
     if missing := sorted(set(needed) - reply.metrics.keys()):
-        raise UpdateRefused(f"it comes without {', '.join(missing)}")
-    if not all(np.isfinite(value) for value in reply.metrics.values()) or not 1 <= reply.metrics.get(NUM_EXAMPLES, 0) <= MAX_EXAMPLES:
-        raise UpdateRefused(f"numbers that cannot be: a metric is not finite, or {NUM_EXAMPLES} is not a count")
+        raise UpdateRefused(f"it comes without {', '.join(missing)}, or with what is not finite")
+    if not 1 <= reply.metrics.get(NUM_EXAMPLES, 0) <= MAX_EXAMPLES:
+        raise UpdateRefused(f"{NUM_EXAMPLES} is not a count")
 
 
 def _floats(metrics: MetricRecord) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    """Numbers that cannot be are left out, so that no record of the run holds any; an update that lacks them is refused."""
+    values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: value for name, value in values.items() if np.isfinite(value)}

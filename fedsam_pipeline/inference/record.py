@@ -19,6 +19,13 @@ class PredictionRecord(Document):
     mirror_axes: tuple[int, ...]
     step_size: float
 
+    def made(self, path: Path) -> bool:
+        """Whether the file says that the masks beside it were made in this way; ``False`` where it is missing or says nothing."""
+        try:
+            return PredictionRecord.load(path).to_dict() == self.to_dict()
+        except FedsamError:
+            return False
+
     def check(self, path: Path, *, masks: bool) -> None:
         """Refuses to continue what was made in another way.
 

@@ -25,7 +25,7 @@ def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
     added = {name for name in parameters if name.startswith(ADDED_BY_PLAN)}
     names = sorted(parameters.keys() - added)
     trained = _matching(list(recipe.parameters.trained_with(model.spec.encoder)), names)
-    if faults := list(_faults(model, recipe, names, trained)):
+    if faults := list(_faults(model, recipe, names, trained, sorted(added))):
         raise FedsamError(
             f"recipe {recipe.name} does not fit base model {model.spec.name}",
             found=faults[0] if len(faults) == 1 else "\n    ".join([f"{len(faults)} faults", *faults]),
@@ -43,7 +43,7 @@ def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
     )
 
 
-def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained: Sequence[str]) -> Iterator[str]:
+def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained: Sequence[str], added: Sequence[str]) -> Iterator[str]:
     if recipe.lora is not None:
         yield from lora_faults(model, recipe.lora)
         if not any(".lora_B_" in name for name in trained):
@@ -54,7 +54,7 @@ def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained:
         if not _matching([pattern], names):
             yield f"parameters.{key}: {pattern} matches no tensor"
     for pattern in recipe.optimizer.rate_factors:
-        if trained and not _matching([pattern], trained):
+        if trained and not _matching([pattern], [*trained, *added]):
             yield f"optimizer.rate_factors: {pattern} matches no trained tensor"
     for pattern in recipe.parameters.federated:
         matched = _matching([pattern], names)

@@ -207,6 +207,17 @@ def _schedule(preprocessed: Path, results: Path, request: CompareRequest) -> tup
 
 
 def _check_folders(methods: list[Method]) -> None:
+    rows: dict[Path, str] = {}
+    for method in methods:
+        for _, setup in method.runs:
+            if setup.folder in rows:
+                raise FedsamError(
+                    "two methods are the same run",
+                    path=setup.folder,
+                    found=f"{rows[setup.folder]}; {method.name}",
+                    fix="leave one of them out: what it names is what the recipe says anyway",
+                )
+            rows[setup.folder] = method.name
     for method in methods:
         for request, setup in method.runs:
             try:

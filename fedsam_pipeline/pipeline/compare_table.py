@@ -131,7 +131,7 @@ def _against_local(result: MethodResult, results: Sequence[MethodResult], sites:
         return of.recipe, of.learning_rate, of.random_encoder
 
     alone = [other for other in results if other.protocol == "local" and training(other) == training(result)]
-    if result.traffic is None or not alone:
+    if result.protocol != "federated" or not alone:
         return {"difference_to_local": None}
     differences = paired_site_differences(result.dice, alone[0].dice, sites)
     return {"difference_to_local": {"name": alone[0].name, "dice": {site: found.to_dict() for site, found in differences.items()}}}

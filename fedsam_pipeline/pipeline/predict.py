@@ -81,8 +81,15 @@ def predict(
     )
     cases = all_cases[part_id::num_parts]
     if continue_prediction:
-        if folder == target:
-            record.check(folder / RECORD_FILE, masks=any(case.output.is_file() for case in all_cases))
+        if folder != target:
+            raise FedsamError(
+                "nothing says how a single mask was predicted",
+                path=target,
+                found="--continue_prediction",
+                expected="a folder for -o",
+                fix="leave --continue_prediction out",
+            )
+        record.check(folder / RECORD_FILE, masks=any(case.output.is_file() for case in all_cases))
         cases = [case for case in cases if not _is_done(case, save_probabilities)]
         print(f"{len(all_cases[part_id::num_parts]) - len(cases)} case(s) were done before, {len(cases)} to do")
     if not cases:
@@ -90,6 +97,8 @@ def predict(
         return EXIT_DONE
     with log_file(folder / "logs", "fedsam_predict") as log_path, logging_redirect_tqdm():
         if folder == target:
+            if not record.made(folder / RECORD_FILE):
+                _remove_masks(all_cases)
             record.save(folder / RECORD_FILE)
         chosen = choose_device(device)
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(fold_folders), chosen, log_path)
@@ -113,6 +122,13 @@ def report_outcome(failures: Mapping[str, str], number: int, target: Path) -> in
     for case, reason in failures.items():
         print(f"  {case}: {reason}")
     return EXIT_SOME_FAILED
+
+
+def _remove_masks(cases: Sequence[InputCase]) -> None:
+    """What another prediction left of these cases: beside the new record it would pass for its work."""
+    for case in cases:
+        for path in (case.output, probabilities_path(case.output, case.case)):
+            path.unlink(missing_ok=True)
 
 
 def _is_done(case: InputCase, save_probabilities: bool) -> bool:

@@ -239,8 +239,8 @@ def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
         raise FedsamError(
             f"{lora_method} cannot travel over a lossy wire",
             found=f"--lora_method {lora_method} --wire {wire}",
-            expected="--wire fp32: what rounding lost of a factor means nothing once the factors were turned, or are frozen",
-            fix="use --wire fp32, or another --lora_method",
+            expected="fp32: what rounding lost of a factor means nothing once the factors were turned, or are frozen",
+            fix="use --wire fp32 (--wires in fedsam_compare), or another --lora_method",
         )
     values = {
         "strategy": strategy,

@@ -134,10 +134,12 @@ def _probe(model: PromptFreeSam, device: torch.device, dtype: torch.dtype | None
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 logits = model(image)
             loss = logits.float().square().mean()
+        total = kept_bytes()
+        kept.clear()  # the backward pass frees as it goes
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.autograd.grad(loss, trained, allow_unused=True)
     finally:
         model.eval()
         for hook in hooks:
             hook.remove()
-    return kept_bytes(), max(added)
+    return total, max(added)

@@ -53,6 +53,17 @@ def test_counts_on_vit_b_at_rank_32(recipe: str, trained: int, federated: int) -
     assert (manifest.trained_parameters, manifest.federated_parameters) == (trained, federated)
 
 
+@pytest.mark.parametrize("recipe", ["default", "flap_sam", "samed", "decoder", "partial_decoder"])
+def test_what_vit_lacks_of_the_output_part_trains(recipe: str) -> None:
+    """Of the sixteenfold head everything but the first upscaling is new there, drawn at random: nothing of it may stay so."""
+    whole = {entry.name for entry in shapes("vit_b", "fedsam", rank=4).tensors}
+    trained = {entry.name for entry in shapes("vit_b", recipe, rank=4).tensors}
+    head = {name for name in whole if name.startswith("mask_decoder.output_upscaling.")}
+    last = {name for name in whole if name.startswith("mask_decoder.output_hypernetworks_mlps.") and ".layers.2." in name}
+    assert last and last <= trained
+    assert head - trained <= {"mask_decoder.output_upscaling.0.weight"}
+
+
 def test_attention_on_vit_b_is_all_nineteen_attentions_and_nothing_else() -> None:
     manifest = shapes("vit_b", "attention", rank=32)
     encoder = 12 * (768 * 4 * 768 + 4 * 768 + 2 * 27 * 64)  # qkv and proj with bias, relative positions of 14 x 14 tokens

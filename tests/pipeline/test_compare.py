@@ -285,6 +285,7 @@ def test_a_methods_file_lists_several_grids_and_rows_say_what_they_are(
         ("[[methods]]\nrecipe = ['lora']\nwires = ['fp64']", (), "methods.0.wires.0"),
         ("[[methods]]\nrecipe = ['lora']", (), "did you mean recipes"),
         ("[[methods]]\nrecipes = ['lora']\n[[methods]]\nrecipes = ['lora']", (), "a method stands twice in the comparison"),
+        ("[[methods]]\nrecipes = ['lora']\n[[methods]]\nrecipes = ['lora']\nwires = ['fp32']", (), "two methods are the same run"),
         ("[[methods]]\nrecipes = ['gone.toml']", (), "a recipe file cannot be read"),
         (None, (), "a methods file cannot be read"),
     ],

@@ -271,6 +271,28 @@ def test_masks_made_in_another_way_are_not_continued(changed: list[str], capsys:
     assert "nothing says how" in capsys.readouterr().err
 
 
+def test_masks_of_another_model_never_pass_for_this_ones(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = str(_train(_plans(), 0, 1))
+    blocks = _images("a", "b")
+    assert main(["-i", "imgs", "-o", "masks", "-m", run, "-f", "1", "--save_probabilities"]) == 0
+    Path("imgs/b_0000.nii.gz").rename("elsewhere")
+    Path("imgs/b_0000.nii.gz").write_bytes(b"broken")
+    assert main(["-i", "imgs", "-o", "masks", "-m", run, "-f", "0"]) == 1
+    assert sorted(path.name for path in Path("masks").glob("?*.nii.gz")) == ["a.nii.gz"]
+    assert not list(Path("masks").glob("*probabilities*"))
+    Path("elsewhere").replace("imgs/b_0000.nii.gz")
+    assert main(["-i", "imgs", "-o", "masks", "-m", run, "-f", "0", "--continue_prediction"]) == 0
+    assert "1 case(s) were done before, 1 to do" in capsys.readouterr().out
+    assert np.array_equal(read_labels(Path("masks/b.nii.gz")).array, blocks["b"])
+
+
+def test_a_single_mask_is_not_continued(capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(_train(_plans(), 0))
+    _images("a")
+    assert main(["-i", "imgs/a_0000.nii.gz", "-o", "mask.nii.gz", "-m", run, "--continue_prediction"]) == 2
+    assert "nothing says how a single mask was predicted" in capsys.readouterr().err
+
+
 def test_probabilities_lie_beside_the_mask_on_its_grid() -> None:
     run = _train(_plans(), 0, 1)
     geometry = Geometry((7, 12, 11), (1.3, 0.9, 1.1), (5.125, -3.7, 2.0), FLIPPED)
