@@ -9,8 +9,6 @@ Appends a line to benchmarks/results/codec.jsonl. Needs the weights: fedsam_down
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import records
 from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.federation.codec.coding import decode, encode
@@ -36,7 +35,7 @@ from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.specs.manifest import Manifest, Wire
 
 DATASET = "Dataset001_Demo"
-RESULTS = Path(__file__).parent / "results" / "codec.jsonl"
+RESULTS = records.RESULTS / "codec.jsonl"
 State = dict[str, Tensor]
 
 
@@ -122,8 +121,7 @@ def run(folder: Path, recipe: str, rounds: int, local_steps: int) -> dict[str, A
         "bytes_fp32": 4 * manifest.federated_parameters,
         "ways": {way: {wire: _medians(figures) for wire, figures in wires.items()} for way, wires in table.items()},
         "int8_steps_up": {name: statistics.median(sizes) for name, sizes in others.items()},
-        "machine": platform.machine(),
-        "cores": usable_cores(),
+        **records.machine(),
     }
 
 
@@ -151,9 +149,7 @@ def main() -> int:
             print(f"{way:<6}{wire:<6}{found['bytes_after']:>10.0f}{ratio:>8.2f}{seconds}{found['error']:>10.5f}")
     for name, size in record["int8_steps_up"].items():
         print(f"up, int8 steps alone, {name}: {size:.0f}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    records.keep(RESULTS, record)
     return 0
 
 

@@ -9,7 +9,6 @@ included, their ratio, and the memory of the largest process. Appends a line to 
 
 import argparse
 import json
-import platform
 import shutil
 import statistics
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from benchmarks import records
 from benchmarks.ct_cohort import write_cohort
 from benchmarks.nnunet import DEFAULT_ENVIRONMENT, NnUnet, Run, timed
 from fedsam_pipeline.cores import usable_cores
@@ -28,7 +28,7 @@ from fedsam_pipeline.preprocessing.workers import CaseWorkers
 from fedsam_pipeline.specs.plans import Plans
 
 DATASET = "Dataset002_ProceduralCT"
-RESULTS = Path(__file__).parent / "results" / "nnunet_preprocess.jsonl"
+RESULTS = records.RESULTS / "nnunet_preprocess.jsonl"
 
 
 def preprocess_ours(raw: str, preprocessed: str, num_processes: int) -> None:
@@ -56,15 +56,12 @@ def _report(arguments: argparse.Namespace, runs: Mapping[str, Sequence[Run]], sp
         "size": size,
         "cases": arguments.cases,
         "processes": arguments.np,
-        "cores": usable_cores(),
-        "machine": platform.machine(),
+        **records.machine(),
         "seconds": {who: [run.seconds for run in each] for who, each in runs.items()},
         "peak_bytes": {who: [run.peak_bytes for run in each] for who, each in runs.items()},
         "ratio": ratio,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    records.keep(RESULTS, record)
 
 
 def main() -> int:

@@ -17,7 +17,6 @@ Printed: Dice, seconds of training, and the difference and ratio to `plan`. Appe
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks import records
 from fedsam_pipeline.dataset.label_scheme import IGNORE
 from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.evaluation.metrics import counts
@@ -49,7 +49,7 @@ from fedsam_pipeline.training.prompt_draws import draw_prompts
 from fedsam_pipeline.training.randomness import sample_generator
 from fedsam_pipeline.training.slab_loader import SlabLoader
 
-RESULTS = Path(__file__).parent / "results" / "plan_choices.jsonl"
+RESULTS = records.RESULTS / "plan_choices.jsonl"
 
 
 def _single(offsets: tuple[int, int, int]) -> list[list[dict[str, int]]]:
@@ -142,16 +142,16 @@ def main() -> int:
             f"{found['seconds']:>9.0f}{found['seconds'] / first['seconds']:>7.2f}",
             flush=True,
         )
-        RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS, "a", encoding="utf-8") as stream:
-            facts = {
-                "dataset": planned.dataset_name,
-                "choice": choice,
-                "steps": arguments.steps,
-                "fold": arguments.fold,
-                "recipe": recipe.name,
-            }
-            stream.write(json.dumps(facts | {"image_size": plans.image_size, "threads": torch.get_num_threads()} | found) + "\n")
+        facts = {
+            "dataset": planned.dataset_name,
+            "choice": choice,
+            "steps": arguments.steps,
+            "fold": arguments.fold,
+            "recipe": recipe.name,
+            "image_size": plans.image_size,
+            "threads": torch.get_num_threads(),
+        }
+        records.keep(RESULTS, facts | found)
     return 0
 
 

@@ -10,16 +10,14 @@ Appends a line to benchmarks/results/predict_memory.jsonl.
 """
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import records
 from benchmarks.nnunet import timed
-from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.volume import write_image
 from fedsam_pipeline.model.build import build_planned
@@ -27,7 +25,7 @@ from fedsam_pipeline.model.trained_files import BundleInfo, write_adapter, write
 from fedsam_pipeline.specs.plans import ChannelPlan, InputTerm, Plans, PromptPlan, ResamplingPlan, TrainingPlan
 from fedsam_pipeline.specs.recipe import load_recipe
 
-RESULTS = Path(__file__).parent / "results" / "predict_memory.jsonl"
+RESULTS = records.RESULTS / "predict_memory.jsonl"
 SPACING = (1.0, 0.8, 0.8)
 """mm, (z, y, x)"""
 
@@ -113,12 +111,9 @@ def main() -> int:
     record = vars(arguments) | {
         "seconds": run.seconds,
         "peak_bytes": run.peak_bytes,
-        "cores": usable_cores(),
-        "machine": platform.machine(),
+        **records.machine(),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    records.keep(RESULTS, record)
     return 0 if within else 1
 
 

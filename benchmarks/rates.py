@@ -19,13 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import records
 from fedsam_pipeline.flower.site_worker import SiteWorker
 from fedsam_pipeline.memory import keep_freed_memory
 from fedsam_pipeline.pipeline.environment import hardware
 from fedsam_pipeline.pipeline.train_request import INNER, RunSetup, TrainRequest, run_setups
 from fedsam_pipeline.specs.recipe import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "rates.jsonl"
+RESULTS = records.RESULTS / "rates.jsonl"
 
 
 def known_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -101,9 +102,7 @@ def one(setup: RunSetup, steps: int, warmup: float | None, keep: Path) -> dict[s
         if all(line.get(key) == value for key, value in what.items()):
             return line
     found = what | train_and_score(setup) | {"hardware": hardware("auto")}
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    with open(keep, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(found) + "\n")
+    records.keep(keep, found)
     return found
 
 

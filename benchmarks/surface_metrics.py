@@ -10,23 +10,21 @@ than 0.01. Appends a line to benchmarks/results/surface_metrics.jsonl. Needs the
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import records
 from benchmarks.nnunet import timed
-from fedsam_pipeline.cores import usable_cores
 
 SPACING = (3.0, 0.8, 0.8)
 NSD_MM = 2.0
-RESULTS = Path(__file__).parent / "results" / "surface_metrics.jsonl"
+RESULTS = records.RESULTS / "surface_metrics.jsonl"
 TOLERATED = {"hd95": 1e-6, "nsd": 0.01}
 PAIRS = (("hd95", "medpy"), ("nsd", "surface-distance"))
 Mask = NDArray[np.bool_]
@@ -115,11 +113,9 @@ def main() -> int:
         )
         agree &= abs(ours["value"] - theirs["value"]) <= TOLERATED[metric]
         record["metrics"][metric] = found
-    record |= {"machine": platform.machine(), "cores": usable_cores()}
+    record |= records.machine()
     print("agree" if agree else "DISAGREE")
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    records.keep(RESULTS, record)
     return 0 if agree else 1
 
 

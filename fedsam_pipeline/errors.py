@@ -1,5 +1,6 @@
 """The one error a user can meet, and the exit codes of every command."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 EXIT_DONE = 0
@@ -55,6 +56,20 @@ class FedsamError(Exception):
         self,
     ) -> tuple[object, ...]:  # keyword-only arguments survive the trip between processes
         return _rebuild, (self.what, self.path, self.found, self.expected, self.fix)
+
+
+def fault_list(faults: Sequence[str], shown: int | None = None) -> str:
+    """Several faults as ``found`` of one error: a single one as it is, else their number and a line each.
+
+    Args:
+        faults: at least one.
+        shown: of more than these only the number is told; ``None`` shows all.
+    """
+    if len(faults) == 1:
+        return faults[0]
+    hidden = 0 if shown is None else max(0, len(faults) - shown)
+    more = [f"and {hidden} more"] if hidden else []
+    return "\n    ".join([f"{len(faults)} faults", *faults[: len(faults) - hidden], *more])
 
 
 def _rebuild(what: str, path: str | None, found: object, expected: object, fix: str | None) -> FedsamError:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,25 @@ def read_json(path: Path, fix: str | None = None) -> Any:
         raise FedsamError("a file is missing", path=path, expected="a JSON file", fix=fix) from error
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, nested without end
         raise FedsamError("a file cannot be read as JSON", path=path, found=str(error), expected="valid JSON", fix=fix) from error
+
+
+def read_toml(path: Path, *, what: str, fix: str) -> dict[str, Any]:
+    """Reads a TOML file of the user's.
+
+    Args:
+        path: the file.
+        what: it is, for the error: ``a recipe file``.
+        fix: what the user should do when it cannot be read.
+
+    Raises:
+        FedsamError: missing, unreadable, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedsamError(f"{what} cannot be read", path=path, found=str(error), fix=fix) from error
+    except tomllib.TOMLDecodeError as error:
+        raise FedsamError(f"{what} is not TOML", path=path, found=str(error), fix="mend the file") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.errors import FedsamError, fault_list
 from fedsam_pipeline.model.adapter import inject_adapters
 from fedsam_pipeline.model.checkpoints import load_base, read_checkpoint
 from fedsam_pipeline.model.injection import inject_lora
@@ -221,11 +221,10 @@ class ModelSetup:
         faults += [f"{name}: not trained by recipe {self.recipe.name}" for name in sorted(given.keys() - own.keys())]
         faults += [f"{name}: {given[name]}, not {own[name]}" for name in sorted(own.keys() & given.keys()) if own[name] != given[name]]
         if faults:
-            more = [f"and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
             raise FedsamError(
                 "training cannot begin with this adapter",
                 path=folder,
-                found="\n    ".join([f"{len(faults)} faults", *faults[:SHOWN_FAULTS], *more]),
+                found=fault_list(faults, SHOWN_FAULTS),
                 expected=f"an adapter of recipe {self.recipe.name} with LoRA rank {self.lora_rank} for {self.plans.num_classes} classes",
                 fix="use the recipe, the base model and a plan with the rank and the labels that it was trained with, or leave --init out",
             )

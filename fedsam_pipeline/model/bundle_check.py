@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.errors import FedsamError, fault_list
 from fedsam_pipeline.model.build import build_planned, resolved_rank
 from fedsam_pipeline.model.bundle import refuse_other_base
 from fedsam_pipeline.model.lora_residuals import split_residuals
@@ -63,11 +63,10 @@ def check_fold(folder: Path, *, fix: str = RETRAIN) -> TrainedFold:
             faults.append(f"{name}: {tuple(own[name].shape)} {own[name].dtype}, not {shapes[name]} torch.float32")
     faults += [f"{name}: NaN or infinite values" for name in sorted(tensors) if not bool(torch.isfinite(tensors[name]).all())]
     if faults:
-        more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         raise FedsamError(
             "the files of a trained fold do not fit each other, or this version",
             path=folder,
-            found="\n    ".join([f"{len(faults)} faults", *faults[:_SHOWN], *more]),
+            found=fault_list(faults, _SHOWN),
             expected=f"the tensors that recipe {recipe.name} makes of {plans.base_model} with this version of fedsam-pipeline",
             fix=fix,
         )

@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Iterator, Sequence
 
-from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.errors import FedsamError, fault_list
 from fedsam_pipeline.model.injection import lora_faults
 from fedsam_pipeline.model.sam import ADDED_BY_PLAN, PromptFreeSam
 from fedsam_pipeline.specs.manifest import Manifest, TensorEntry
@@ -28,7 +28,7 @@ def resolve_manifest(model: PromptFreeSam, recipe: Recipe) -> Manifest:
     if faults := list(_faults(model, recipe, names, trained, sorted(added))):
         raise FedsamError(
             f"recipe {recipe.name} does not fit base model {model.spec.name}",
-            found=faults[0] if len(faults) == 1 else "\n    ".join([f"{len(faults)} faults", *faults]),
+            found=fault_list(faults),
             expected=f"patterns of tensor names, such as {names[0]}",
             fix=f"mend these keys in the recipe; fedsam_recipes -m {model.spec.name} -r fedsam --tensors lists the base model's tensors",
         )

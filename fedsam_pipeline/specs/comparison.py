@@ -1,12 +1,11 @@
 """Which methods a comparison trains: a grid of flags, or several grids in a TOML file."""
 
-import tomllib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
-from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_toml
 from fedsam_pipeline.specs.document import Document
 from fedsam_pipeline.specs.manifest import Wire
 
@@ -43,13 +42,7 @@ def load_methods(path: Path) -> tuple[MethodGrid, ...]:
     Raises:
         FedsamError: missing, not TOML, or invalid (every fault is listed).
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FedsamError("a methods file cannot be read", path=path, found=str(error), fix="check --methods") from error
-    except tomllib.TOMLDecodeError as error:
-        raise FedsamError("a methods file is not TOML", path=path, found=str(error), fix="mend the file") from error
-    grids = MethodList.from_dict(values, path=path, fix="mend these keys").methods
+    grids = MethodList.from_dict(read_toml(path, what="a methods file", fix="check --methods"), path=path, fix="mend these keys").methods
 
     def beside(recipe: str) -> str:
         return str(path.parent / recipe) if recipe.endswith(".toml") else recipe

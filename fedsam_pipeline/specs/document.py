@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.errors import FedsamError, fault_list
 from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.specs.canonical import canonical, sha256_of
 
@@ -88,7 +88,7 @@ class Document(BaseModel):
             raise FedsamError(
                 f"not a valid {cls.__name__} document",
                 path=path,
-                found=faults[0] if len(faults) == 1 else "\n    ".join([f"{len(faults)} faults", *faults]),
+                found=fault_list(faults),
                 expected=f"the keys of {cls.__name__} in docs/formats.md",
                 fix=fix or "mend or delete these keys, or make the file anew",
             )

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_toml
 from fedsam_pipeline.specs.document import Document, Rule
 from fedsam_pipeline.specs.manifest import Wire
 
@@ -164,23 +165,14 @@ def load_recipe(name_or_file: str) -> Recipe:
         FedsamError: unknown name, missing file, not TOML, or invalid (every fault is listed).
     """
     if name_or_file.endswith(".toml"):
-        path: Path | str = Path(name_or_file)
-        try:
-            text = Path(name_or_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FedsamError("a recipe file cannot be read", path=path, found=str(error), fix="check -r") from error
-    elif name_or_file in recipe_names():
-        path = f"recipes/{name_or_file}.toml"
-        text = (files("fedsam_pipeline.plans") / "recipes" / f"{name_or_file}.toml").read_text(encoding="utf-8")
-    else:
+        path = Path(name_or_file)
+        return Recipe.from_dict(read_toml(path, what="a recipe file", fix="check -r"), path=path)
+    if name_or_file not in recipe_names():
         raise FedsamError(
             "unknown recipe",
             found=name_or_file,
             expected=f"one of {', '.join(recipe_names())}, or a file that ends in .toml",
-            fix="use -r flap_sam, for example",
+            fix="use -r default, for example",
         )
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FedsamError("a recipe file is not TOML", path=path, found=str(error), fix="mend the file") from error
-    return Recipe.from_dict(values, path=path)
+    text = (files("fedsam_pipeline.plans") / "recipes" / f"{name_or_file}.toml").read_text(encoding="utf-8")
+    return Recipe.from_dict(tomllib.loads(text), path=f"recipes/{name_or_file}.toml")
