@@ -12,8 +12,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command_parser(
         "fedsam_recipes",
-        "Trained and federated parameters of each recipe, and bytes one way: 4 a value in fp32, 2 in fp16; in int8 1 a value and a "
-        "float32 scale a row of the tensor seen as first axis by the rest (a vector is one row). Needs no weights and no dataset.",
+        "Trained and federated parameters of each recipe, and bytes one way: 4 a value in fp32, 2 in fp16; in int8 1 a value and 2 "
+        "for the scale of a row (of a tall matrix: of a column). Needs no weights and no dataset.",
     )
     parser.add_argument("-m", metavar="MODEL", default=DEFAULT_BASE_MODEL, help=f"base model: {', '.join(BASE_MODELS)}")
     parser.add_argument("--image_size", type=positive_int, metavar="N", default=224, help="side of the encoder's input in pixels")

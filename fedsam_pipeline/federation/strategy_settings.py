@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.lora_aggregation.methods import LINEAR, LORA_METHODS
+from fedsam_pipeline.federation.lora_aggregation.methods import EXACT_ONLY, LINEAR, LORA_METHODS
+from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.recipe import Strategy
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -124,6 +125,25 @@ def strategy_settings(name: str, lora_method: str | None, options: Mapping[str, 
             fix="change or leave out these settings",
         )
     return {key: float(options.get(key, setting.default)) for key, setting in known.items()}
+
+
+def require_lossless(lora_method: str | None, wire: Wire) -> None:
+    """Refuses a lossy wire under a LoRA method that needs every bit.
+
+    Args:
+        lora_method: one of ``LORA_METHODS``, or ``None``.
+        wire: how updates travel.
+
+    Raises:
+        FedsamError: the two do not go together.
+    """
+    if wire != "fp32" and lora_method in EXACT_ONLY:
+        raise FedsamError(
+            f"{lora_method} cannot travel over a lossy wire",
+            found=f"LoRA method {lora_method}, wire {wire}",
+            expected="fp32: what rounding lost of a factor means nothing once the factors were turned, or are frozen",
+            fix='use --wire fp32 (--wires in fedsam_compare; aggregation.wire = "fp32" in a recipe), or another LoRA method',
+        )
 
 
 def require_sites(name: str, num_sites: int, settings: Mapping[str, float]) -> None:

@@ -52,6 +52,8 @@ class SiteReply:
     """of the update's payload"""
     decode_seconds: float = 0.0
     """that the server took for it"""
+    refused: str | None = None
+    """why the update was not taken"""
 
 
 def read_reply(message: Message, sent: ConfigRecord, class_names: Sequence[str]) -> SiteReply:

@@ -180,7 +180,7 @@ class RoundLoop:
         configs = {message.metadata.dst_node_id: message.content.config_records[CONFIG] for message in configured}
         replies, refused, down = self._exchange(encoded, configs, TRAIN_ROUND)
         aggregated = self._aggregator.result()
-        traffic = self._traffic(round_number, down, replies, TRAIN_ROUND)
+        traffic = self._traffic(round_number, down, sorted(replies + refused, key=_site), TRAIN_ROUND)
         seconds = time.perf_counter() - started
         validation = {site: dice for reply in replies for site, dice in reply.validation.items()}
         self._aggregator.scored({reply.site: combine_sites(reply.validation).dice for reply in replies if reply.validation})
@@ -189,7 +189,7 @@ class RoundLoop:
             "round": round_number,
             "learning_rate": replies[0].metrics["learning_rate"],
             "sites": {reply.site: {key: reply.metrics[key] for key in (NUM_EXAMPLES, *REPLY_KEYS)} for reply in replies},
-            "refused": refused,
+            "refused": {reply.site: reply.refused for reply in refused},
             "validated_round": round_number - 1 if validation else None,
             "validation": {site: dice.to_dict(plan.class_names) for site, dice in validation.items()},
             "dice": _finite(combine_sites(validation).dice) if validation else None,
@@ -218,49 +218,48 @@ class RoundLoop:
 
     def _exchange(
         self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str
-    ) -> tuple[list[SiteReply], dict[str, str], dict[int, Sent]]:
+    ) -> tuple[list[SiteReply], list[SiteReply], dict[int, Sent]]:
         """Sends, waits, checks; an update goes to the aggregator as it arrives and is dropped.
 
         A node that does not hold the payload's reference (a joiner, or one whose disk was lost) says so and gets the full state at once.
 
         Returns:
-            The replies sorted by site; the sites whose update was refused, with the reason (the round goes on without them); what went to
-            every node.
+            The replies; those whose update was refused (the round goes on without them); what went to every node. Both sorted by site.
         """
         sent = next(iter(configs.values()))
         down = dict.fromkeys(configs, Sent())
         replies: list[SiteReply] = []
-        refused: dict[str, str] = {}
         lacking: set[int] = set()
         for message in self._arriving(encoded, configs, kind, down):
             if lacks_reference(message):
                 lacking.add(message.metadata.src_node_id)
             else:
-                self._collect(message, sent, kind, replies, refused)
+                self._collect(message, sent, kind, replies)
         if lacking:
             log.info("%d of %d sites get the full state", len(lacking), len(configs))
             again = {node: config for node, config in configs.items() if node in lacking}
             for message in self._arriving(self._downlink.full(), again, kind, down):
-                self._collect(message, sent, kind, replies, refused)
-        missing = self._plan.num_sites - len(replies) - len(refused)
+                self._collect(message, sent, kind, replies)
+        missing = self._plan.num_sites - len(replies)
         if missing > 0:
             raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
-        if not replies:
-            raise SiteFailed(f"every update was refused; {next(iter(refused))}: {next(iter(refused.values()))}")
-        return sorted(replies, key=lambda reply: reply.site), refused, down
+        replies.sort(key=_site)
+        taken, refused = [reply for reply in replies if reply.refused is None], [reply for reply in replies if reply.refused is not None]
+        if not taken:
+            raise SiteFailed(f"every update was refused; {refused[0].site}: {refused[0].refused}")
+        return taken, refused, down
 
-    def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply], refused: dict[str, str]) -> None:
-        """Checks one answer and adds it to the replies, or its site to the refused."""
+    def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply]) -> None:
+        """Checks one answer and adds it to the replies; an update that is refused is marked so."""
         reply = read_reply(message, sent, self._plan.class_names)
-        if reply.site in {other.site for other in replies} | refused.keys():
+        if reply.site in {other.site for other in replies}:
             raise SiteFailed("two nodes answer for the same site")
         if kind == TRAIN_ROUND:
             try:
                 self._take(reply, message.content)
             except UpdateRefused as error:
                 log.warning("the update of %s was refused, the round goes on without it: %s", reply.site, error)
-                refused[reply.site] = str(error)
-                return
+                reply.refused = str(error)
         replies.append(reply)
 
     def _take(self, reply: SiteReply, content: RecordDict) -> None:
@@ -270,8 +269,9 @@ class RoundLoop:
             raise UpdateRefused(f"it comes without {PAYLOAD}")
         started = time.perf_counter()
         payload = from_record(content.array_records[PAYLOAD])
+        reply.bytes_after = len(payload)
         tensors = decode(payload, self._downlink.held, self._manifest)
-        reply.bytes_after, reply.decode_seconds = len(payload), time.perf_counter() - started
+        reply.decode_seconds = time.perf_counter() - started
         reply.num_tensors = len(tensors)
         self._aggregator.add(reply.site, tensors, int(reply.metrics[NUM_EXAMPLES]))
 
@@ -321,6 +321,10 @@ class RoundLoop:
                 for reply in replies
             },
         }
+
+
+def _site(reply: SiteReply) -> str:
+    return reply.site
 
 
 def _finite(value: float) -> float | None:

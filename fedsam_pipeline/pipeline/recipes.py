@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.strategy_settings import require_lossless, strategy_settings
 from fedsam_pipeline.model.build import build_adapted, resolved_rank
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.specs.manifest import Manifest
@@ -32,8 +33,11 @@ class Setting:
     rank: int
 
     def manifest(self, recipe: str) -> Manifest:
-        """The manifest of a recipe, given by name or file; ``FedsamError`` where it is unknown, invalid, or does not fit."""
+        """The manifest of a recipe, given by name or file; ``FedsamError`` where it is unknown, invalid, does not fit,
+        or says of aggregation what training refuses."""
         loaded = load_recipe(recipe)
+        strategy_settings(loaded.aggregation.strategy, loaded.aggregation.lora_method, loaded.aggregation.options)
+        require_lossless(loaded.aggregation.lora_method, loaded.aggregation.wire)
         multiple = base_model_spec(self.base_model).window_multiple
         if self.image_size % multiple:
             raise FedsamError(

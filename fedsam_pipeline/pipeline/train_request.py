@@ -10,8 +10,7 @@ from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
-from fedsam_pipeline.federation.strategy_settings import strategy_settings
+from fedsam_pipeline.federation.strategy_settings import require_lossless, strategy_settings
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
@@ -30,8 +29,6 @@ from fedsam_pipeline.training.local_trainer import RunSchedule
 ONE_SITE = ("local", "centralized")
 CONFIGURATION = "main"
 POOLED_SITE = "pooled"
-EXACT_ONLY = REBASING | {"rolora"}
-"""LoRA methods between whose rounds error feedback has no meaning"""
 INNER = "-inner"
 """after a fold's number: the training part of that fold, split again, for choices that the fold's validation cases must not see"""
 
@@ -235,13 +232,7 @@ def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
     options = (own.options if same else {}) | dict(request.strategy_options)
     strategy_settings(strategy, lora_method, options)
     wire = request.wire or own.wire
-    if wire != "fp32" and lora_method in EXACT_ONLY:
-        raise FedsamError(
-            f"{lora_method} cannot travel over a lossy wire",
-            found=f"--lora_method {lora_method} --wire {wire}",
-            expected="fp32: what rounding lost of a factor means nothing once the factors were turned, or are frozen",
-            fix="use --wire fp32 (--wires in fedsam_compare), or another --lora_method",
-        )
+    require_lossless(lora_method, wire)
     values = {
         "strategy": strategy,
         "lora_method": lora_method,

@@ -1,5 +1,6 @@
 """Manifest: which tensors train and which travel. Resolved once; optimizer, wire and bundle all use it."""
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -8,8 +9,19 @@ from fedsam_pipeline.specs.document import Document
 
 Wire = Literal["fp32", "fp16", "int8", "int4"]
 BITS_A_VALUE: dict[Wire, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
-BYTES_A_SCALE = 4
-"""``int8`` and ``int4`` send a float32 scale with every row"""
+BYTES_A_SCALE = 2
+"""``int8`` and ``int4`` send the upper half of a float32 with every row"""
+
+
+def matrix_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A tensor as a matrix: its first axis, and all others flattened. Scalars and vectors are one row."""
+    return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+
+
+def num_scales(shape: tuple[int, ...]) -> int:
+    """Scales of a tensor in ``int8`` and ``int4``: one a row of its matrix; of a tall one, such as LoRA's B, one a column, so that scales
+    never outnumber the values of a row."""
+    return 1 if len(shape) < 2 else min(matrix_of(shape))
 
 
 class TensorEntry(Document):
@@ -24,15 +36,7 @@ class TensorEntry(Document):
     @property
     def num_elements(self) -> int:
         """Number of values."""
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the tensor seen as (first axis, all others); a vector or a single value is one row."""
-        return self.shape[0] if len(self.shape) > 1 else 1
+        return math.prod(self.shape)
 
 
 class Manifest(Document):
@@ -71,7 +75,7 @@ class Manifest(Document):
     def payload_bytes(self, wire: Wire) -> int:
         """Bytes of the travelling values one way, before entropy coding and without names and headers.
 
-        ``fp32`` 4 and ``fp16`` 2 bytes a value; ``int8`` 1 byte and ``int4`` half a byte a value, and 4 bytes a row for its scale.
+        ``fp32`` 4 and ``fp16`` 2 bytes a value; ``int8`` 1 byte and ``int4`` half a byte a value, and 2 bytes for each of ``num_scales``.
         """
-        scales = sum(entry.num_rows for entry in self.federated) * BYTES_A_SCALE if wire in ("int8", "int4") else 0
+        scales = sum(num_scales(entry.shape) for entry in self.federated) * BYTES_A_SCALE if wire in ("int8", "int4") else 0
         return -(-self.federated_parameters * BITS_A_VALUE[wire] // 8) + scales

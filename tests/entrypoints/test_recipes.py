@@ -60,7 +60,7 @@ def test_the_table_has_a_line_a_recipe_and_the_ratio_to_fedsam(capsys: pytest.Ca
     lines = printed(capsys, *VIT_B).splitlines()
     assert len(lines) == 2 + len(recipe_names())
     cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
-    assert cells["flap_sam"] == ["1,846,384", "1,846,384", "7,385,536", "3,692,768", "1,941,992", "49.0x"]
+    assert cells["flap_sam"] == ["1,846,384", "1,846,384", "7,385,536", "3,692,768", "1,855,148", "49.0x"]
     assert cells["fedsam"][-1] == "1.0x"
 
 
@@ -117,6 +117,20 @@ def test_a_users_file_with_faults_lists_them_all(tmp_path: Path, capsys: pytest.
         "prompt_encoder.* matches only tensors that are not trained",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "words"),
+    [
+        ('strategy = "fedavg"\nlora_method = "rolora"\nwire = "int8"', "rolora cannot travel over a lossy wire"),
+        ('strategy = "krum"\nlora_method = "flexlora"', "krum picks or cuts values one by one"),
+        ('strategy = "fedprox"\noptions = { proximal_mu = -1.0 }', "settings that fedprox cannot take"),
+    ],
+)
+def test_what_training_would_refuse_of_aggregation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], aggregation: str, words: str
+) -> None:
+    assert words in refused(capsys, "-m", "tiny_random", "-r", own(tmp_path, ('strategy = "fedavg"', aggregation)))
 
 
 @pytest.mark.parametrize(

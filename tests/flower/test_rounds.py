@@ -245,6 +245,10 @@ def refused_by(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[
     monkeypatch.setattr(federation.grid, "pull_messages", changed)
     federation.run()
     assert [list(record.progress["refused"]) for record in federation.records] == 3 * [["site_b"]]
+    for record in federation.records:  # what was refused has travelled all the same
+        assert sorted(record.communication["sites"]) == sorted(SITES)
+        assert record.communication["sites"]["site_b"]["up"]["bytes_message"] > 0
+        assert record.progress["bytes_up"] == sum(each["up"]["bytes_message"] for each in record.communication["sites"].values())
     return str(federation.records[0].progress["refused"]["site_b"])
 
 

@@ -12,8 +12,7 @@ wire         bytes a value         error of a decoded value
 To both errors comes the rounding of the sum of reference and difference to float32. Differences are taken in float64, from finite float32
 values, so they cannot overflow; sums are cut at the largest float32.
 
-A row of ``int8`` and ``int4`` is a slice along the first axis, the others flattened; of a tall matrix (more rows than columns, such as
-LoRA's B) it is a column, so that scales never outnumber the values of a row. Scalars and vectors are one row.
+Which rows ``int8`` and ``int4`` have is said by ``num_scales``.
 
 Every step is one IEEE operation of numpy, so sender and receiver get the same bits on any machine. The bytes come out as planes (all
 first bytes or bits, then all second ones, ...): with them a general entropy coder finds the order that a stream of whole numbers hides.
@@ -25,7 +24,7 @@ from typing import TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsam_pipeline.specs.manifest import Wire
+from fedsam_pipeline.specs.manifest import Wire, matrix_of, num_scales
 
 WIRES: tuple[Wire, ...] = get_args(Wire)
 
@@ -46,7 +45,7 @@ def body_size(wire: Wire, shapes: list[tuple[int, ...]]) -> int:
         return 4 * count
     if wire == "fp16":
         return 2 * len(shapes) + 16 * _plane_bytes(count)
-    rows = sum(map(_num_rows, shapes))
+    rows = sum(map(num_scales, shapes))
     return 16 * _plane_bytes(rows) + _BITS[wire] * _plane_bytes(count)
 
 
@@ -93,7 +92,7 @@ def _from_bytes(wire: Wire, body: bytes, references: list[Floats]) -> list[Float
         exponents = raw[:head].view(">u2").astype(np.int64) - 256
         halves = _split(_from_bit_planes(raw[head:], 16, count).view(np.float16).astype(np.float64), shapes)
         return [_sum(r, np.ldexp(h, e)) for r, h, e in zip(references, halves, exponents, strict=True)]
-    rows = list(map(_num_rows, shapes))
+    rows = list(map(num_scales, shapes))
     head = 16 * _plane_bytes(sum(rows))
     scales: list[NDArray[np.uint16]] = np.split(_from_bit_planes(raw[:head], 16, sum(rows)), np.cumsum(rows)[:-1])
     steps = np.split(
@@ -138,22 +137,13 @@ def _exponent(values: Doubles) -> int:
     return int(np.frexp(np.abs(values).max(initial=0.0))[1])
 
 
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """First axis, and all others flattened; scalars and vectors are one row."""
-    return (1, _count(shape)) if len(shape) < 2 else (shape[0], _count(shape[1:]))
-
-
-def _num_rows(shape: tuple[int, ...]) -> int:
-    return min(_matrix(shape)) if len(shape) > 1 else 1
-
-
 def _quantized(difference: Doubles, largest_step: int) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
     """Scales (rows) and whole steps (values, row after row), up to ``largest_step`` on either side.
 
     A scale is the upper half of a float32, rounded up; 0 where the row is zero.
     """
-    rows = difference.reshape(_matrix(difference.shape))
-    if len(rows) > _num_rows(difference.shape):
+    rows = difference.reshape(matrix_of(difference.shape))
+    if len(rows) > num_scales(difference.shape):
         rows = rows.T
     largest = np.abs(rows).max(axis=1, initial=0.0)
     widths = (largest / largest_step).astype(np.float32)
@@ -165,8 +155,8 @@ def _quantized(difference: Doubles, largest_step: int) -> tuple[NDArray[np.uint1
 
 
 def _dequantized(scales: NDArray[np.uint16], steps: NDArray[np.int8], shape: tuple[int, ...]) -> Doubles:
-    rows, columns = _matrix(shape)
-    tall = rows > _num_rows(shape)
+    rows, columns = matrix_of(shape)
+    tall = rows > num_scales(shape)
     values = steps.reshape((columns, rows) if tall else (rows, columns)) * _scale_values(scales)[:, None]
     return (values.T if tall else values).reshape(shape)
 

@@ -21,6 +21,8 @@ LINEAR = frozenset({"naive", "ffa", "rolora"})
 """methods whose result is a weighted mean, so that updates may be summed as they arrive (``streaming.py``)"""
 REBASING = frozenset({"flexlora", "fedrot"})
 """methods after which the factors are in new coordinates: sites reset the optimizer moments of the factors"""
+EXACT_ONLY = REBASING | {"rolora"}
+"""methods between whose rounds error feedback has no meaning"""
 
 
 def aggregate_lora(
