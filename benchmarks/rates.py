@@ -35,11 +35,11 @@ def known_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
-def with_warmup(recipe: Recipe, warmup: float | None) -> Recipe:
-    """The recipe, with another share of its steps spent warming up."""
-    if warmup is None:
-        return recipe
-    return recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"warmup_fraction": warmup})})
+def tried(recipe: Recipe, rate: float, warmup: float | None) -> Recipe:
+    """The recipe with the rate that is tried, whatever its own, and with another share of its steps spent warming up where one is given."""
+    schedule = recipe.schedule if warmup is None else recipe.schedule.model_copy(update={"warmup_fraction": warmup})
+    optimizer = recipe.optimizer.model_copy(update={"learning_rate": rate})
+    return recipe.model_copy(update={"schedule": schedule, "optimizer": optimizer})
 
 
 def train_and_score(setup: RunSetup) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def main() -> int:
 
 def one(setup: RunSetup, steps: int, warmup: float | None, keep: Path) -> dict[str, Any]:
     """The line of one training, from the file or made now."""
-    recipe = with_warmup(setup.model.recipe, warmup)
+    recipe = tried(setup.model.recipe, setup.schedule.peak_learning_rate, warmup)
     model = replace(setup.model, recipe=recipe)
     setup = replace(setup, model=model, schedule=replace(setup.schedule, local_steps=steps), sites=(replace(setup.sites[0], model=model),))
     what = {

@@ -49,3 +49,11 @@ def test_the_methods_of_the_results_are_all_published_ones_and_the_default() -> 
 def test_candidates_can_be_trained(path: Path) -> None:
     assert load_recipe(str(path)).name == path.stem
     assert Setting("lite_medsam", 56, 2, 8).manifest(str(path)).federated_parameters > 100_000
+
+
+def test_a_recipes_own_rate_does_not_matter_to_what_was_tried() -> None:
+    recipe = load_recipe("fedsam")
+    other = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"learning_rate": 0.5})})
+    assert other.sha256() != recipe.sha256()
+    assert rates.tried(other, 0.001, None).sha256() == rates.tried(recipe, 0.001, None).sha256()
+    assert rates.tried(recipe, 0.001, 0.5).sha256() != rates.tried(recipe, 0.001, None).sha256()
