@@ -68,7 +68,7 @@ class Series:
 
 def is_series_folder(path: Path) -> bool:
     """Whether a path is a folder with at least one DICOM file in it."""
-    return path.is_dir() and next(_dicom_files(path), None) is not None
+    return path.is_dir() and next(dicom_files(path), None) is not None
 
 
 def stored_files(path: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def stored_files(path: Path) -> list[Path]:
 
 def series_voxels(folder: Path) -> int:
     """Voxels of a series, from the number of its files and the tags of the first; 0 where that one cannot be read."""
-    files = list(_dicom_files(folder))
+    files = list(dicom_files(folder))
     try:
         return len(files) * math.prod(_read_tags(files[0]).size) if files else 0
     except FedsamError:  # reading the series, which comes next, says what is wrong with the file
@@ -95,7 +95,7 @@ def read_series(folder: Path) -> Series:
     """
     slices: list[Slice] = []
     broken: list[Fault] = []
-    for path in sorted(_dicom_files(folder)):
+    for path in sorted(dicom_files(folder)):
         try:
             slices.append(_read_tags(path))
         except FedsamError as error:
@@ -113,7 +113,8 @@ def read_series(folder: Path) -> Series:
         return Series(None, ((Check.READABLE, reason),))
 
 
-def _dicom_files(folder: Path) -> Iterator[Path]:
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """The DICOM files of a folder, known by their ending or first bytes."""
     for path in stored_files(folder):
         if path.name == INDEX_FILE:
             continue

@@ -117,7 +117,9 @@ def test_equal_models_give_equal_bytes_and_a_bundle_can_be_handed_on(made: Path)
 
 def test_no_case_no_patient_and_no_path_is_in_a_bundle(made: Path) -> None:
     content = (made / "model.zip").read_bytes().decode("latin-1")
-    assert [word for word in (*SECRETS, str(made), "fold_0/dataset.json", "run.json", "run_id") if word in content] == []
+    assert [word for word in (*SECRETS, str(made), "run.json", "run_id") if word in content] == []
+    dataset = json.loads(members_of(made / "model.zip")["fold_0/dataset.json"])  # of the one in the fold, labels and channels alone
+    assert dataset == {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1, "lesion": 2}}
 
 
 def test_the_card_says_what_people_have_to_know(made: Path) -> None:
