@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsam_pipeline.dataset.class_colours import class_colour
 from fedsam_pipeline.dataset.dicom import dicom_files
 from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.errors import FedsamError
@@ -148,6 +149,7 @@ def write_segmentation(
                 specific_character_set=UTF_8,
                 further_source_images=[header for header in others if header.StudyInstanceUID == slices[0].StudyInstanceUID],
             )
+            segmentation.ContentCreatorName = None  # type 2: nobody drew it
             segmentation.save_as(temporary)
         except (ValueError, TypeError, AttributeError, KeyError) as error:  # how highdicom and pydicom refuse a tag
             raise FedsamError(
@@ -192,6 +194,7 @@ def _descriptions(segments: Mapping[str, tuple[int, ...]], algorithm: Algorithm)
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type="AUTOMATIC",
             algorithm_identification=identification,
+            display_color=highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in class_colour(number))),
         )
         for number, name in enumerate(segments, start=1)
     ]

@@ -22,7 +22,7 @@ CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)
 ABOUT_Z = np.array([[np.cos(TURN), -np.sin(TURN), 0.0], [np.sin(TURN), np.cos(TURN), 0.0], [0.0, 0.0, 1.0]])
 ABOUT_X = np.array([[1.0, 0.0, 0.0], [0.0, np.cos(LEAN), -np.sin(LEAN)], [0.0, np.sin(LEAN), np.cos(LEAN)]])
 OBLIQUE = tuple(float(value) for value in (ABOUT_Z @ ABOUT_X).ravel())
-SEGMENTS = {"liver": (1,), "no such thing": (2,), "tumör": (3,)}
+SEGMENTS: dict[str, tuple[int, ...]] = {"liver": (1,), "no such thing": (2,), "tumör": (3,)}
 ALGORITHM = Algorithm("fedsam-pipeline", "0.1.0", "5d0c" * 16, {"plan_sha256": "5d0c" * 16})
 
 
@@ -113,6 +113,7 @@ def test_it_says_what_the_segments_are_and_what_made_them(tmp_path: Path) -> Non
         assert segment.SegmentAlgorithmType == "AUTOMATIC"
         assert (identification.AlgorithmName, identification.AlgorithmVersion) == ("fedsam-pipeline", "0.1.0")
         assert identification.AlgorithmParameters == f"plan_sha256={'5d0c' * 16}"
+    assert len({tuple(segment.RecommendedDisplayCIELabValue) for segment in data.SegmentSequence}) == 3
     assert data.DeviceSerialNumber == "5d0c" * 16 and data.SoftwareVersions == "0.1.0"
     for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
         assert data[name].value == source[name].value

@@ -319,6 +319,7 @@ def test_nrrd_masks_hold_the_names_of_their_classes_as_3d_slicer_reads_them(tmp_
     for index, (name, value) in enumerate([("liver", 1), ("tumör", 2)]):
         segment = {"ID": f"Segment_{value}", "Name": name, "LabelValue": str(value), "Layer": "0", "Extent": f"0 {x} 0 {y} 0 {z}"}
         assert {key: tags[f"Segment{index}_{key}"] for key in segment} == segment
+    assert tags["Segment0_Color"] != tags["Segment1_Color"]
     assert not any(key.startswith("Segment2") for key in tags)
     assert np.array_equal(read_labels(tmp_path / "mask.nrrd").array, labels)
     for ending in (".nii.gz", ".mha"):

@@ -4,12 +4,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 import torch
 
 from fedsam_pipeline.dataset.volume import Geometry, read_labels, write_image
@@ -21,13 +22,14 @@ from fedsam_pipeline.specs.plans import Plans
 from tests.dataset.series_for_tests import FRAME_OF_REFERENCE, write_series
 from tests.inference.plans_for_tests import PixelwiseModel, make_plans
 
+sitk: Any = SimpleITK
 TURN = np.deg2rad(10.0)
 OBLIQUE = (np.cos(TURN), -np.sin(TURN), 0.0, np.sin(TURN), np.cos(TURN), 0.0, 0.0, 0.0, 1.0)
 GRID = Geometry((6, 10, 9), (1.0, 1.0, 1.0), (5.0, -3.0, 2.0), OBLIQUE)
 BLOCK = np.zeros(GRID.size, dtype=bool)
 BLOCK[2:4, 3:8, 2:6] = True
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
-REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+REGIONS: dict[str, object] = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
 
 
 class Folds:

@@ -281,6 +281,11 @@ def test_bundles_that_are_refused(made: Path, change: Callable[[Members, dict[st
         ("bundle.json", {"preprocessing_version": 1}, r"images that this version would make otherwise"),
         ("bundle.json", {"lora_rank": 4}, "LoRA rank 4"),
         ("manifest.json", {"recipe": "samed"}, "recipes flap_sam"),
+        (
+            "dataset.json",
+            {"labels": {"background": 0, "liver": 1}},
+            r"labels of a trained fold are not those of its plan[\s\S]*dataset.json",
+        ),
         ("training.json", {"protocol": "swarm"}, r"not a valid TrainingRecord document[\s\S]*fold_0/training.json[\s\S]*protocol"),
         (
             "manifest.json",
