@@ -142,6 +142,15 @@ def _read_tags(path: Path) -> Slice:
             fix="remove it from the folder if it is no slice (a report, a presentation state); else copy or export it again",
         ) from error
     tags = {key: str(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
+    frames = tags.get("0028|0008") or "1"
+    if not frames.isdecimal():
+        raise FedsamError(
+            "a DICOM file does not say how many frames it holds",
+            path=path,
+            found=f"number of frames {frames!r}",
+            expected="a whole number, or none",
+            fix="export the series again",
+        )
     columns, rows = reader.GetSize()[:2]
     dx, dy = reader.GetSpacing()[:2]
     direction = np.asarray(reader.GetDirection(), dtype=np.float64).reshape(reader.GetDimension(), -1)
@@ -152,7 +161,7 @@ def _read_tags(path: Path) -> Slice:
         series=tags.get("0020|000e", ""),
         words=" ".join(word for word in (tags.get("0008|0060"), tags.get("0008|103e")) if word) or "no description",
         size=(int(rows), int(columns)),
-        frames=int(tags.get("0028|0008") or 1),
+        frames=int(frames),
         components=int(reader.GetNumberOfComponents()),
         spacing=(float(dy), float(dx)),
         position=np.asarray(reader.GetOrigin()[:3], dtype=np.float64) if placed else None,

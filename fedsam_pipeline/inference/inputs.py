@@ -121,7 +121,7 @@ def find_cases(source: Path, target: Path, channel_names: Sequence[str], *, dico
             raise FedsamError("a mask would overwrite its image", path=output, fix="choose another folder for -o")
         cases.append(InputCase(case, tuple(files), output))
         if cases[-1].is_dicom_seg:
-            _refuse_place(output, [source, *files])
+            _refuse_place(output, source, files)
     return cases
 
 
@@ -138,13 +138,15 @@ def _refuse_other_formats(groups: Mapping[str, Sequence[Path]], source: Path) ->
         )
 
 
-def _refuse_place(output: Path, folders: Sequence[Path]) -> None:
-    """Beside slices it would be taken for one of them, and the folder of all series for a series."""
-    if output.parent.resolve() in {folder.resolve() for folder in folders}:
+def _refuse_place(output: Path, source: Path, series: Sequence[Path]) -> None:
+    """Beside slices it would be taken for one of them; and the folder that it lies in for one of the series of the folder above."""
+    folder, above = output.parent.resolve(), source.resolve()
+    slices = {path.resolve() for path in series}
+    if folder in {above, *slices} or (above not in slices and folder.parent == above):
         raise FedsamError(
             "a DICOM Segmentation would lie among the images",
             path=output,
-            expected="a folder of its own: in this one it would be read as a slice next time",
+            expected="a folder outside: in this one it would be read as an image next time",
             fix="choose another folder for -o",
         )
 

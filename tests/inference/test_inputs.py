@@ -95,7 +95,8 @@ def test_dicom_masks_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
     _files(scans / "a", "1.dcm")
-    for source, target in ((scans, scans), (scans / "a", scans / "a"), (scans / "a", scans / "a" / "seg.dcm")):
+    among = ((scans, scans), (scans, scans / "masks"), (scans / "a", scans / "a"), (scans / "a", scans / "a" / "seg.dcm"))
+    for source, target in among:
         with pytest.raises(FedsamError, match="a DICOM Segmentation would lie among the images"):
             find_cases(source, target, ["CT"], dicom_seg=True)
 
