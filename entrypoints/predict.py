@@ -18,7 +18,7 @@ from fedsam_pipeline.entrypoints.command import (
 def build_parser() -> argparse.ArgumentParser:
     """The flags of ``fedsam_predict``."""
     parser = command_parser(
-        "fedsam_predict", "Segments images with a trained model; masks have their image's geometry and format (NIfTI for DICOM)."
+        "fedsam_predict", "Segments images with a trained model; masks have their image's geometry and format (NIfTI or SEG for DICOM)."
     )
     parser.add_argument(
         "-i",
@@ -51,6 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write CASE_probabilities.b2nd beside each mask, for fedsam_ensemble"
     )
+    parser.add_argument(
+        "--dicom_seg",
+        action="store_true",
+        help="write DICOM Segmentations, CASE.dcm, for DICOM series (default: NIfTI, or as -o ends); needs fedsam-pipeline[dicom]",
+    )
     parser.add_argument("--continue_prediction", action="store_true", help="leave out cases whose masks are there")
     parser.add_argument("-num_parts", type=positive_int, default=1, metavar="N", help="share the cases between N processes")
     parser.add_argument("-part_id", type=not_negative_int, default=0, metavar="N", help="which of the parts to predict, from 0")
@@ -82,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue_prediction=arguments.continue_prediction,
             num_parts=arguments.num_parts,
             part_id=arguments.part_id,
+            dicom_seg=arguments.dicom_seg,
             max_memory=None if arguments.max_memory is None else int(arguments.max_memory * 1e9),
         )
 

@@ -68,7 +68,7 @@ class Series:
 
 def is_series_folder(path: Path) -> bool:
     """Whether a path is a folder with at least one DICOM file in it."""
-    return path.is_dir() and next(_dicom_files(path), None) is not None
+    return path.is_dir() and next(dicom_files(path), None) is not None
 
 
 def stored_files(path: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def stored_files(path: Path) -> list[Path]:
 
 def series_voxels(folder: Path) -> int:
     """Voxels of a series, from the number of its files and the tags of the first; 0 where that one cannot be read."""
-    files = list(_dicom_files(folder))
+    files = list(dicom_files(folder))
     try:
         return len(files) * math.prod(_read_tags(files[0]).size) if files else 0
     except FedsamError:  # reading the series, which comes next, says what is wrong with the file
@@ -95,7 +95,7 @@ def read_series(folder: Path) -> Series:
     """
     slices: list[Slice] = []
     broken: list[Fault] = []
-    for path in sorted(_dicom_files(folder)):
+    for path in sorted(dicom_files(folder)):
         try:
             slices.append(_read_tags(path))
         except FedsamError as error:
@@ -113,7 +113,8 @@ def read_series(folder: Path) -> Series:
         return Series(None, ((Check.READABLE, reason),))
 
 
-def _dicom_files(folder: Path) -> Iterator[Path]:
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """The DICOM files of a folder, known by their ending or first bytes."""
     for path in stored_files(folder):
         if path.name == INDEX_FILE:
             continue
@@ -141,6 +142,15 @@ def _read_tags(path: Path) -> Slice:
             fix="remove it from the folder if it is no slice (a report, a presentation state); else copy or export it again",
         ) from error
     tags = {key: str(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
+    frames = tags.get("0028|0008") or "1"
+    if not frames.isdecimal():
+        raise FedsamError(
+            "a DICOM file does not say how many frames it holds",
+            path=path,
+            found=f"number of frames {frames!r}",
+            expected="a whole number, or none",
+            fix="export the series again",
+        )
     columns, rows = reader.GetSize()[:2]
     dx, dy = reader.GetSpacing()[:2]
     direction = np.asarray(reader.GetDirection(), dtype=np.float64).reshape(reader.GetDimension(), -1)
@@ -151,7 +161,7 @@ def _read_tags(path: Path) -> Slice:
         series=tags.get("0020|000e", ""),
         words=" ".join(word for word in (tags.get("0008|0060"), tags.get("0008|103e")) if word) or "no description",
         size=(int(rows), int(columns)),
-        frames=int(tags.get("0028|0008") or 1),
+        frames=int(frames),
         components=int(reader.GetNumberOfComponents()),
         spacing=(float(dy), float(dx)),
         position=np.asarray(reader.GetOrigin()[:3], dtype=np.float64) if placed else None,

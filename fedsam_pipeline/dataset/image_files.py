@@ -4,7 +4,7 @@ import gzip
 import math
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedsam_pipeline.dataset import nifti_header
 from fedsam_pipeline.dataset.dicom import read_series
 from fedsam_pipeline.dataset.findings import Check
 from fedsam_pipeline.dataset.geometry import Geometry, numbers_text
+from fedsam_pipeline.dataset.nrrd_segments import segment_tags
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import atomic_path
 
@@ -266,8 +267,12 @@ def geometry_of(image: Any) -> Geometry:
     return Geometry((z, y, x), (dz, dy, dx), (ox, oy, oz), tuple(image.GetDirection()))
 
 
-def write_file(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None) -> None:
+def write_file(
+    path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None, class_names: Mapping[str, int] | None = None
+) -> None:
     """Writes (Z, Y, X) atomically, compressed where the format allows; NIfTI takes its placement bytes from ``like`` (NIfTI-1).
+
+    The names of classes go into the header of NRRD; readers of the other formats look for them in no agreed place of the header.
 
     Raises:
         FedsamError: the ending is unknown, or the folder cannot be written to.
@@ -281,6 +286,9 @@ def write_file(path: Path, array: NDArray[Any], geometry: Geometry, like: Path |
     image.SetSpacing(geometry.spacing[::-1])
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
+    if class_names is not None and parts[1].lower() == ".nrrd":
+        for key, value in segment_tags(class_names, geometry.size).items():
+            image.SetMetaData(key, value)
     try:
         with _quiet_itk(), atomic_path(path) as temporary:
             _write_nifti(temporary, image, like) if nifti_header.is_nifti(path) else _write_other(temporary, path, image)

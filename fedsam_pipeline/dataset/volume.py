@@ -3,7 +3,7 @@
 Arrays are ordered (z, y, x), as SimpleITK hands them out. Images carry their channels in front, (C, Z, Y, X).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,9 @@ def write_image(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     write_file(path, array, geometry)
 
 
-def write_labels(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None) -> None:
+def write_labels(
+    path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None, class_names: Mapping[str, int] | None = None
+) -> None:
     """Writes a mask (Z, Y, X) as uint8, or uint16 where a class number needs it; compressed and atomic.
 
     Args:
@@ -210,6 +212,7 @@ def write_labels(path: Path, array: NDArray[Any], geometry: Geometry, like: Path
         geometry: the grid.
         like: the image that the mask belongs to. When both are NIfTI-1, its placement bytes (pixdim, units, qform, sform) are copied
             verbatim.
+        class_names: name to value, for the header of NRRD.
 
     Raises:
         FedsamError: the ending is unknown, or the folder cannot be written to.
@@ -217,7 +220,7 @@ def write_labels(path: Path, array: NDArray[Any], geometry: Geometry, like: Path
     if array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint16).max):
         raise ValueError(f"class numbers from {array.min()} to {array.max()} do not fit uint16")
     small = array.size == 0 or array.max() <= np.iinfo(np.uint8).max
-    write_file(path, array.astype(np.uint8 if small else np.uint16), geometry, like)
+    write_file(path, array.astype(np.uint8 if small else np.uint16), geometry, like, class_names)
 
 
 def describe_difference(found: Geometry, expected: Geometry) -> str:

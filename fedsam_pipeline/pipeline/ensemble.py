@@ -11,9 +11,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS, write_labels
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.inference.average import average
+from fedsam_pipeline.inference.inputs import mask_ending
+from fedsam_pipeline.inference.label_names import LabelFile, copied_content
 from fedsam_pipeline.inference.probabilities import AGAIN, ENDING, open_probabilities, probabilities_path
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.pipeline.predict import report_outcome
+from fedsam_pipeline.specs.bundle_index import DATASET_FILE
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +42,25 @@ def ensemble(sources: Sequence[Path], target: Path, *, save_probabilities: bool 
         0, or 1 where some cases failed: they are named, the others are written.
 
     Raises:
-        FedsamError: a folder is missing, has no probabilities, lacks a case that another one has, or is ``target``.
+        FedsamError: a folder is missing, has no probabilities, lacks a case that another one has, or is ``target``; its ``dataset.json`` is
+            broken, or another one stands in ``target``.
     """
     cases = _find_cases(sources, target)
     failures: dict[str, str] = {}
+    endings = {mask_ending(case.mask) for case in cases}
+    names = copied_content(sources)
+    labels = None if names is None else LabelFile(target / DATASET_FILE, names, endings.pop() if len(endings) == 1 else None)
+    if labels is not None:
+        labels.check()
     with log_file(target / "logs", "fedsam_ensemble"), logging_redirect_tqdm():
+        if labels is not None:
+            labels.write()
         for number, case in enumerate(tqdm(cases, desc="averaging", unit="case", disable=None), start=1):
             output = target / case.mask.name
             try:
                 members = [open_probabilities(path) for path in case.members]
                 mask = average(members, probabilities_path(output, case.case) if save_probabilities else None)
-                write_labels(output, mask, members[0].geometry, like=case.mask)
+                write_labels(output, mask, members[0].geometry, like=case.mask, class_names=members[0].labels)
             except Exception as error:
                 if len(cases) == 1:
                     raise
@@ -90,6 +101,6 @@ def _mask_of(case: str, folder: Path) -> Path:
             "the mask is missing that belongs to a file of probabilities",
             path=folder / f"{case}{ENDING}",
             expected=f"{case} with one of {', '.join(FILE_ENDINGS)}, for its format and its place in the patient",
-            fix=AGAIN,
+            fix=f"{AGAIN}, and without --dicom_seg",
         )
     return masks[0]

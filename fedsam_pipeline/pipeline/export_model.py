@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import json_text, read_json
+from fedsam_pipeline.inference.label_names import label_content
 from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, find_folds
 from fedsam_pipeline.model.bundle_check import TrainedFold, check_fold
 from fedsam_pipeline.model.bundle_zip import DISTRIBUTION, licence_text, write_bundle
@@ -17,7 +18,15 @@ from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.predict import common_plans
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.report.model_card import model_card
-from fedsam_pipeline.specs.bundle_index import CARD_FILE, INDEX_FILE, LICENCE_FILE, POSTPROCESSING_FILE, TRAINING_FILE, BundleIndex
+from fedsam_pipeline.specs.bundle_index import (
+    CARD_FILE,
+    DATASET_FILE,
+    INDEX_FILE,
+    LICENCE_FILE,
+    POSTPROCESSING_FILE,
+    TRAINING_FILE,
+    BundleIndex,
+)
 from fedsam_pipeline.specs.training_record import TrainingRecord
 
 _RUN_MARKERS = ("federated__", "centralized__", "local-", "leave_one_site_out-")
@@ -150,6 +159,8 @@ def _fold_members(fold: TrainedFold, record: TrainingRecord | None) -> dict[str,
         PLANS_FILE: _json_bytes(fold.plans.to_dict()),
         RECIPE_FILE: _json_bytes(fold.recipe.to_dict()),
     }
+    if (fold.folder / DATASET_FILE).is_file():
+        members[DATASET_FILE] = _json_bytes(label_content(fold.folder, fold.plans))
     if record is not None:
         members[TRAINING_FILE] = _json_bytes(record.to_dict())
     if (fold.folder / POSTPROCESSING_FILE).is_file():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import atomic_folder
+from fedsam_pipeline.inference.label_names import label_content
 from fedsam_pipeline.model.bundle_check import check_fold
 from fedsam_pipeline.model.bundle_zip import GET_AGAIN, open_bundle
 from fedsam_pipeline.model.registry import BASE_MODELS
@@ -83,7 +84,7 @@ def _check_contents(source: Path, index: BundleIndex, folds: list[Path]) -> None
     """Errors name the bundle, because the unpacked files are gone when they are read."""
     try:
         for folder in folds:
-            check_fold(folder, fix=GET_AGAIN)
+            label_content(folder, check_fold(folder, fix=GET_AGAIN).plans)
             if (folder / TRAINING_FILE).is_file():
                 TrainingRecord.load(folder / TRAINING_FILE, fix=GET_AGAIN)
         plans = common_plans(folds)

@@ -8,7 +8,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
 from fedsam_pipeline.inference.ensemble import FoldPredictors
-from fedsam_pipeline.inference.inputs import InputCase, file_ending, find_cases
+from fedsam_pipeline.inference.inputs import InputCase, find_cases, mask_ending
+from fedsam_pipeline.inference.label_names import label_content
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path
 from fedsam_pipeline.inference.record import RECORD_FILE, PredictionRecord
@@ -18,6 +19,7 @@ from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE, PLANS_FILE, RETRAIN, BundleInfo
 from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.pipeline.mask_files import MaskFiles
 from fedsam_pipeline.pipeline.predict_cases import CasePredictor
 from fedsam_pipeline.specs.plans import Plans
 
@@ -40,6 +42,7 @@ def predict(
     num_parts: int = 1,
     part_id: int = 0,
     max_memory: int | None = None,
+    dicom_seg: bool = False,
 ) -> int:
     """Predicts every image of ``source`` and writes its mask.
 
@@ -57,6 +60,7 @@ def predict(
         continue_prediction: leave out cases whose files are there, made by the same models in the same way.
         num_parts, part_id: predict every ``num_parts``-th case, from number ``part_id`` on, so that several processes share the work.
         max_memory: bytes of main memory to stay within where possible, at the cost of time; ``None``: no limit.
+        dicom_seg: masks of DICOM series are DICOM Segmentations, not NIfTI; ``target`` may say so by its ending.
 
     Returns:
         0, or 1 where some cases of a folder failed: they are named, the others are written.
@@ -69,8 +73,8 @@ def predict(
         raise FedsamError("there is no such part", found=f"-part_id {part_id} of {num_parts}", expected=f"0 to {num_parts - 1}")
     fold_folders = choose_folds(dataset, model, folds)
     plans = common_plans(fold_folders)
-    all_cases = find_cases(source, target, [channel.name for channel in plans.channels])
-    folder = target.parent if file_ending(target) is not None else target
+    all_cases = find_cases(source, target, [channel.name for channel in plans.channels], dicom_seg=dicom_seg)
+    folder = target.parent if mask_ending(target) is not None else target
     if mirror_axes is None:
         mirror_axes = plans.training.mirror_axes
     record = PredictionRecord(
@@ -79,6 +83,7 @@ def predict(
         mirror_axes=tuple(sorted(set(mirror_axes))) if test_time_augmentation else (),
         step_size=1 - plans.window_overlap if step_size is None else step_size,
     )
+    masks = MaskFiles(plans, label_content(fold_folders[0], plans), record, all_cases, target)
     cases = all_cases[part_id::num_parts]
     if continue_prediction:
         if folder != target:
@@ -100,6 +105,7 @@ def predict(
             if not record.made(folder / RECORD_FILE):
                 _remove_masks(all_cases)
             record.save(folder / RECORD_FILE)
+        masks.write_label_names()
         chosen = choose_device(device)
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(fold_folders), chosen, log_path)
         models = FoldModels(fold_folders, chosen)
@@ -107,7 +113,7 @@ def predict(
             models.model, plans, chosen, autocast_dtype(chosen), mirror_axes=record.mirror_axes, step_size=record.step_size
         )
         runner = CasePredictor(
-            FoldPredictors(models, predictor), predictor, plans, save_probabilities=save_probabilities, max_memory=max_memory
+            FoldPredictors(models, predictor), predictor, plans, masks, save_probabilities=save_probabilities, max_memory=max_memory
         )
         failures = runner.run(cases)
     return report_outcome(failures, len(cases), target)
@@ -127,7 +133,7 @@ def report_outcome(failures: Mapping[str, str], number: int, target: Path) -> in
 def _remove_masks(cases: Sequence[InputCase]) -> None:
     """What another prediction left of these cases: beside the new record it would pass for its work."""
     for case in cases:
-        for path in (case.output, probabilities_path(case.output, case.case)):
+        for path in (*case.possible_outputs, probabilities_path(case.output, case.case)):
             path.unlink(missing_ok=True)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.image_files import voxels_of
-from fedsam_pipeline.dataset.volume import read_image, write_labels
+from fedsam_pipeline.dataset.volume import read_image
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.export import export_stream
@@ -22,6 +22,7 @@ from fedsam_pipeline.inference.inputs import InputCase
 from fedsam_pipeline.inference.memory_budget import BatchSizes, batch_sizes, reading_bytes, slice_cost, used_memory
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path, write_probabilities
+from fedsam_pipeline.pipeline.mask_files import MaskFiles
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import Plans
@@ -45,17 +46,26 @@ class CasePredictor:
         predictors: the folds.
         predictor: through which they go; its batch sizes are set for each case.
         plans: of all folds.
+        masks: writes them.
         save_probabilities: write them beside the masks, too.
         max_memory: bytes of main memory that this process may use; what does not fit is done in smaller portions, and images are read
             ahead only where both fit. ``None``: no limit.
     """
 
     def __init__(
-        self, predictors: FoldPredictors, predictor: Predictor, plans: Plans, *, save_probabilities: bool, max_memory: int | None
+        self,
+        predictors: FoldPredictors,
+        predictor: Predictor,
+        plans: Plans,
+        masks: MaskFiles,
+        *,
+        save_probabilities: bool,
+        max_memory: int | None,
     ) -> None:
         self._predictors = predictors
         self._predictor = predictor
         self._plans = plans
+        self._masks = masks
         self._save_probabilities = save_probabilities
         self._max_memory = max_memory
         self._most_slices = predictor.batch_slices
@@ -85,7 +95,7 @@ class CasePredictor:
                 try:
                     mask, geometry = self._predict(case, following, reader, bar.update)
                     wait([writing])  # one mask at most is written meanwhile
-                    writing = writer.submit(write_labels, case.output, mask, geometry, case.channels[0])
+                    writing = writer.submit(self._masks.write, case, mask, geometry)
                 except Exception as error:
                     if len(cases) == 1:
                         raise
@@ -122,6 +132,7 @@ class CasePredictor:
 
     def _read(self, case: InputCase) -> ReadCase:
         volume = read_image(case.channels)
+        self._masks.check(case)
         image, properties = preprocess_image(volume, self._plans, case=case.case)
         return ReadCase(image, properties, volume.geometry)
 

@@ -11,6 +11,8 @@ from fedsam_pipeline.specs.document import Document, Rule
 FOLD_FILES = ("adapter.safetensors", "bundle.json", "manifest.json", "plans.json", "recipe.json")
 """what every fold holds; prediction needs no more"""
 TRAINING_FILE, POSTPROCESSING_FILE = "training.json", "postprocessing.json"
+DATASET_FILE = "dataset.json"
+"""of a fold in a bundle: its labels and channels alone"""
 CARD_FILE, LICENCE_FILE, INDEX_FILE = "MODEL_CARD.md", "BASE_WEIGHTS_LICENCE.txt", "index.json"
 INDEX_SCHEMA = 1
 """the one that this version writes and reads"""
@@ -54,7 +56,8 @@ class BundleIndex(Document):
             *([LICENCE_FILE] if self.base_weights else []),
             *(f"{folder}/{file}" for folder in folders for file in FOLD_FILES),
         }
-        optional = {POSTPROCESSING_FILE, *(f"{folder}/{file}" for folder in folders for file in (TRAINING_FILE, POSTPROCESSING_FILE))}
+        of_folds = (TRAINING_FILE, POSTPROCESSING_FILE, DATASET_FILE)
+        optional = {POSTPROCESSING_FILE, *(f"{folder}/{file}" for folder in folders for file in of_folds)}
         if missing := sorted(required.difference(names)):
             yield f"members: {', '.join(missing)} missing"
         if unknown := sorted(set(names) - required - optional):

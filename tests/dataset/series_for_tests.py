@@ -12,6 +12,8 @@ from fedsam_pipeline.dataset.volume import Geometry
 
 sitk: Any = SimpleITK
 ROOT_UID = "1.2.826.0.1.3680043.2.1125.7"
+FRAME_OF_REFERENCE = {"0020|0052": f"{ROOT_UID}.8"}
+"""a tag that real series have and these have only on demand"""
 STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 GRID = Geometry((4, 5, 6), (2.5, 0.7, 0.6), (-10.0, -20.0, 30.0), STRAIGHT)
 

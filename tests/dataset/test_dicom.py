@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 
@@ -134,6 +135,17 @@ def test_uneven_slices_are_refused_and_rounded_positions_are_not(tmp_path: Path)
     assert "1.9 to 3.1 mm" in str(error.found) and "slice002.dcm is 0.42 mm off" in str(error.found)
     rounded = [(0, 0, round(0.625 * index, 1)) for index in range(4)]
     assert inspect_file(write_series(tmp_path / "r", hounsfield(), positions=rounded)).faults == ()
+
+
+def test_a_broken_number_of_frames_is_named(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", hounsfield())
+    path = sorted(folder.iterdir())[2]
+    data = pydicom.dcmread(path)
+    data.add(pydicom.DataElement(0x00280008, "LO", "1A", validation_mode=0))
+    data.save_as(path)
+    error = refused(folder, Check.READABLE)
+    assert "does not say how many frames" in error.what and error.path == str(path)
+    assert "'1A'" in str(error.found)
 
 
 def test_slices_in_one_place_are_refused(tmp_path: Path) -> None:

@@ -306,3 +306,23 @@ def test_the_number_of_voxels_comes_from_the_header_alone(tmp_path: Path) -> Non
     (tmp_path / "broken.nii").write_bytes(b"this is no image")
     assert voxels_of(tmp_path / "broken.nii") is None
     assert voxels_of(tmp_path) is None
+
+
+def test_nrrd_masks_hold_the_names_of_their_classes_as_3d_slicer_reads_them(tmp_path: Path) -> None:
+    names = {"background": 0, "tumör": 2, "liver": 1}
+    labels = np.zeros(GRID.size, dtype=np.uint8)
+    labels[0, 0, 0] = 2
+    write_labels(tmp_path / "mask.nrrd", labels, GRID, class_names=names)
+    image = sitk.ReadImage(str(tmp_path / "mask.nrrd"))
+    tags = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.startswith("Segment")}
+    z, y, x = (length - 1 for length in GRID.size)
+    for index, (name, value) in enumerate([("liver", 1), ("tumör", 2)]):
+        segment = {"ID": f"Segment_{value}", "Name": name, "LabelValue": str(value), "Layer": "0", "Extent": f"0 {x} 0 {y} 0 {z}"}
+        assert {key: tags[f"Segment{index}_{key}"] for key in segment} == segment
+    assert tags["Segment0_Color"] != tags["Segment1_Color"]
+    assert not any(key.startswith("Segment2") for key in tags)
+    assert np.array_equal(read_labels(tmp_path / "mask.nrrd").array, labels)
+    for ending in (".nii.gz", ".mha"):
+        write_labels(tmp_path / f"named{ending}", labels, GRID, class_names=names)
+        write_labels(tmp_path / f"plain{ending}", labels, GRID)
+        assert (tmp_path / f"named{ending}").read_bytes() == (tmp_path / f"plain{ending}").read_bytes()

@@ -57,8 +57,48 @@ def test_dicom_folders_are_images(tmp_path: Path) -> None:
     }
     assert _summary(folder / "scan", tmp_path / "out") == {"scan": (["scan"], "out/scan.nii.gz")}
     assert _summary(folder / "a_0000", tmp_path / "mask.nii") == {"a": (["a_0000"], "mask.nii")}
-    with pytest.raises(FedsamError, match="the mask of a DICOM series is written as NIfTI"):
+    with pytest.raises(FedsamError, match="the mask of a DICOM series is written as NIfTI, or as DICOM Segmentation"):
         find_cases(folder / "scan", tmp_path / "mask.nrrd", ["CT"])
+
+
+def test_masks_of_dicom_folders_can_be_dicom(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a_0000", "scan"):
+        _files(folder / name, "1.dcm")
+    cases = find_cases(folder, tmp_path / "out", ["CT"], dicom_seg=True)
+    assert [case.output for case in cases] == [tmp_path / "out" / "a.dcm", tmp_path / "out" / "scan.dcm"]
+    assert all(case.is_dicom_seg for case in cases)
+    assert [path.name for path in cases[0].possible_outputs] == ["a.nii.gz", "a.nii", "a.dcm"]
+    for dicom_seg in (False, True):
+        (case,) = find_cases(folder / "scan", tmp_path / "SEG.DCM", ["CT"], dicom_seg=dicom_seg)
+        assert case.output == tmp_path / "SEG.DCM" and case.is_dicom_seg
+    (case,) = find_cases(folder / "scan", tmp_path / "out", ["CT"], dicom_seg=True)
+    assert case.output == tmp_path / "out" / "scan.dcm"
+    assert not find_cases(folder / "scan", tmp_path / "out", ["CT"])[0].is_dicom_seg
+
+
+def test_dicom_masks_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    folder = _files(tmp_path / "in", "x.nii.gz", "y.nrrd")
+    _files(folder / "scan", "1.dcm")
+    out = tmp_path / "out"
+    with pytest.raises(FedsamError, match=r"only a DICOM series has a DICOM Segmentation[\s\S]*2 image\(s\) of another format: x, y"):
+        find_cases(folder, out, ["CT"], dicom_seg=True)
+    with pytest.raises(FedsamError, match="only a DICOM series has a DICOM Segmentation"):
+        find_cases(folder / "x.nii.gz", out / "x.dcm", ["CT"], dicom_seg=True)
+    with pytest.raises(FedsamError, match="the mask must have the format of its image"):
+        find_cases(folder / "x.nii.gz", out / "x.dcm", ["CT"])
+    with pytest.raises(FedsamError, match=r"written as NIfTI, or as DICOM Segmentation[\s\S]*end -o with .dcm"):
+        find_cases(folder / "scan", out / "x.nii.gz", ["CT"], dicom_seg=True)
+    with pytest.raises(FedsamError, match="many images cannot become one mask"):
+        find_cases(folder, tmp_path / "all.dcm", ["CT"])
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    _files(scans / "a", "1.dcm")
+    among = ((scans, scans), (scans, scans / "masks"), (scans / "a", scans / "a"), (scans / "a", scans / "a" / "seg.dcm"))
+    for source, target in among:
+        with pytest.raises(FedsamError, match="a DICOM Segmentation would lie among the images"):
+            find_cases(source, target, ["CT"], dicom_seg=True)
 
 
 def test_dicom_channels_stand_in_folders_of_their_own(tmp_path: Path) -> None:

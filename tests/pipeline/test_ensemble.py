@@ -7,6 +7,7 @@ import pytest
 
 from fedsam_pipeline.dataset.volume import Geometry, read_labels, write_labels
 from fedsam_pipeline.entrypoints.ensemble import main
+from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.inference.probabilities import new_array, open_probabilities
 
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)
@@ -89,3 +90,23 @@ def test_bad_input_stops_before_anything_is_written(capsys: pytest.CaptureFixtur
     assert main(["-i", "a", "b", "-o", "out"]) == 2
     assert "the mask is missing" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_the_names_of_classes_come_along(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, folder in enumerate(("a", "b")):
+        _member(folder, "x", seed, ending=".nrrd")
+    write_json(Path("a/dataset.json"), {"labels": LABELS, "channel_names": {"0": "CT"}, "sites": {"site_a": ["mueller"]}})
+    assert main(["-i", "a", "b", "-o", "out"]) == 0
+    found = read_json(Path("out/dataset.json"))
+    assert {key: found[key] for key in found if key != "description"} == {
+        "channel_names": {"0": "CT"},
+        "labels": LABELS,
+        "file_ending": ".nrrd",
+    }
+    assert b"Segment1_Name:=lesion" in Path("out/x.nrrd").read_bytes()
+    write_json(Path("other/dataset.json"), {"labels": {"background": 0, "heart": 1}})
+    assert main(["-i", "a", "b", "-o", "other"]) == 2
+    assert "another file stands where the labels" in capsys.readouterr().err
+    Path("a/x.nrrd").rename("a/x.dcm")  # a prediction with --dicom_seg
+    assert main(["-i", "a", "b", "-o", "out"]) == 2
+    assert "without --dicom_seg" in capsys.readouterr().err

@@ -117,7 +117,9 @@ def test_equal_models_give_equal_bytes_and_a_bundle_can_be_handed_on(made: Path)
 
 def test_no_case_no_patient_and_no_path_is_in_a_bundle(made: Path) -> None:
     content = (made / "model.zip").read_bytes().decode("latin-1")
-    assert [word for word in (*SECRETS, str(made), "fold_0/dataset.json", "run.json", "run_id") if word in content] == []
+    assert [word for word in (*SECRETS, str(made), "run.json", "run_id") if word in content] == []
+    dataset = json.loads(members_of(made / "model.zip")["fold_0/dataset.json"])  # of the one in the fold, labels and channels alone
+    assert dataset == {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1, "lesion": 2}}
 
 
 def test_the_card_says_what_people_have_to_know(made: Path) -> None:
@@ -279,6 +281,11 @@ def test_bundles_that_are_refused(made: Path, change: Callable[[Members, dict[st
         ("bundle.json", {"preprocessing_version": 1}, r"images that this version would make otherwise"),
         ("bundle.json", {"lora_rank": 4}, "LoRA rank 4"),
         ("manifest.json", {"recipe": "samed"}, "recipes flap_sam"),
+        (
+            "dataset.json",
+            {"labels": {"background": 0, "liver": 1}},
+            r"labels of a trained fold are not those of its plan[\s\S]*dataset.json",
+        ),
         ("training.json", {"protocol": "swarm"}, r"not a valid TrainingRecord document[\s\S]*fold_0/training.json[\s\S]*protocol"),
         (
             "manifest.json",

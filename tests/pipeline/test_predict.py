@@ -18,6 +18,7 @@ from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.probabilities import open_probabilities
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.model.trained_files import BundleInfo
+from fedsam_pipeline.pipeline import mask_files as mask_files_module
 from fedsam_pipeline.pipeline import predict as predict_module
 from fedsam_pipeline.pipeline import predict_cases as predict_cases_module
 from fedsam_pipeline.pipeline.predict import common_plans, predict
@@ -100,7 +101,7 @@ def test_the_mission_command_needs_no_flags(capsys: pytest.CaptureFixture[str]) 
     for case, block in blocks.items():
         mask = read_labels(Path("masks") / f"{case}.nii.gz")
         assert np.array_equal(mask.array, block)
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["a.nii.gz", "b.nii.gz", "logs", "prediction.json"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["a.nii.gz", "b.nii.gz", "dataset.json", "logs", "prediction.json"]
 
 
 def test_masks_lie_exactly_where_their_images_lie() -> None:
@@ -161,7 +162,7 @@ def test_a_failing_case_is_named_and_the_others_finish(capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 of 2 cases failed, the others are written to masks"
     assert lines[1].startswith("  bad: an image file cannot be read")
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["good.nii.gz", "logs", "prediction.json"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["dataset.json", "good.nii.gz", "logs", "prediction.json"]
     log = next((Path("masks") / "logs").iterdir()).read_text()
     assert "bad FAILED" in log
 
@@ -340,7 +341,7 @@ def test_every_kind_of_failure_is_named_and_the_others_finish(capsys: pytest.Cap
         write_labels(path, *rest)
 
     monkeypatch.setattr(predict_cases_module, "export_stream", failing_export)
-    monkeypatch.setattr(predict_cases_module, "write_labels", failing_write)
+    monkeypatch.setattr(mask_files_module, "write_labels", failing_write)
     assert main(["-i", "imgs", "-o", "masks", "-m", run, "--save_probabilities"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 of 5 cases failed, the others are written to masks"
