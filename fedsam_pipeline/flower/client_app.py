@@ -8,6 +8,8 @@ import json
 import logging
 import secrets
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -48,7 +50,23 @@ FindSetup = Callable[[Context], SiteSetup]
 
 
 class AgreementBroken(ValueError):
-    """A hash of plan, recipe or base weights is not the one this site agreed to."""
+    """A hash of plan, recipe or base weights, or what is asked for, is not what this site agreed to."""
+
+
+class SiteProcess(Protocol):
+    """What it takes to answer for a site: its name, its threads, the folder of its log."""
+
+    @property
+    def site(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    @property
+    def state_folder(self) -> Path: ...
+
+
+S = TypeVar("S", bound=SiteProcess)
 
 
 _CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -68,16 +86,18 @@ def make_client_app(find_setup: FindSetup) -> ClientApp:
 
     @app.train("round")
     def train(message: Message, context: Context) -> Message:
-        return _answer(message, context, find_setup, _train)
+        return answer_safely(message, context, find_setup, _train)
 
     @app.evaluate("fold")
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, find_setup, _evaluate)
+        return answer_safely(message, context, find_setup, _evaluate)
 
     return app
 
 
-def _answer(message: Message, context: Context, find_setup: FindSetup, handler: Callable[[RecordDict, SiteSetup], RecordDict]) -> Message:
+def answer_safely(
+    message: Message, context: Context, find_setup: Callable[[Context], S], handler: Callable[[RecordDict, S], RecordDict]
+) -> Message:
     """Runs a handler; whatever goes wrong stays in the site's log, and a code with an opaque id goes back."""
     site = UNKNOWN_SITE
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fedsam_pipeline.federation.updates import UpdateRefused
 
 TRAIN_ROUND, EVALUATE_FOLD = "train.round", "evaluate.fold"
+QUERY_CONFIGURATIONS = "query.configurations"
 PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
 NUM_EXAMPLES = "num_examples"
 FOLDED = "folded"

@@ -8,25 +8,49 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid as Grid  # for those who write a server's part without knowing Flower
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
-from fedsam_pipeline.flower.client_app import make_client_app
+from fedsam_pipeline.flower.client_app import SiteProcess, make_client_app
 from fedsam_pipeline.flower.site_worker import SiteSetup
 
 OBJECT_STORE_BYTES = 256 << 20
 """Ray's shared memory: messages are a few MB, so its default (a third of the machine) is not needed"""
 
 
+class SimulatedSite(SiteProcess, Protocol):
+    """A site whose process is started here."""
+
+    @property
+    def device(self) -> str: ...
+
+
+S = TypeVar("S", bound=SimulatedSite)
+
+
 def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Event], None], *, workers: int) -> None:
+    """Runs the server's part of a training against one simulated node a site; arguments as :func:`simulate_app`."""
+    simulate_app(setups, make_client_app, server, workers=workers)
+
+
+def simulate_app(
+    setups: Sequence[S],
+    make_app: Callable[[Callable[[Context], S]], ClientApp],
+    server: Callable[[Grid, threading.Event], None],
+    *,
+    workers: int,
+) -> None:
     """Runs ``server`` against one simulated node a site.
 
     Args:
         setups: of the sites, in sorted order: the partition id is the position.
+        make_app: the sites' part, given how a site's setup is found.
         server: the server's part, given the grid and an event that tells it to stop; what it raises is raised here.
         workers: sites that compute at the same time.
     """
@@ -43,7 +67,7 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Even
         except BaseException as error:  # kept whole; Flower would log and wrap it
             failures.append(error)
 
-    def find_setup(context: Context) -> SiteSetup:
+    def find_setup(context: Context) -> S:
         return ordered[int(context.node_config["partition-id"])]
 
     gpus = torch.cuda.device_count() if ordered[0].device == "cuda" else 0
@@ -53,7 +77,7 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Even
     try:
         run_simulation(
             server_app=app,
-            client_app=make_client_app(find_setup),
+            client_app=make_app(find_setup),
             num_supernodes=len(ordered),
             backend_config={
                 "init_args": {

@@ -22,7 +22,7 @@ from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE
-from fedsam_pipeline.pipeline.evaluate import Reference, score_masks
+from fedsam_pipeline.pipeline.evaluate import Reference, reference_of, score_masks
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.preprocessing.store_case import input_signature
 from fedsam_pipeline.specs.canonical import sha256_of
@@ -73,11 +73,7 @@ class ScoredCases:
 
     def reference(self) -> Reference:
         """The reference masks, as ``fedsam_evaluate`` knows them."""
-        labels = self.raw.label_scheme
-        masks = {case: self.raw.label_path(case) for case in self.names}
-        return Reference(
-            masks, dict(zip(self.names, self.sites, strict=True)), labels, labels.annotated(self.raw.site_labels), self.raw.mapping
-        )
+        return reference_of(self.raw, self.names)
 
     def signature(self) -> str:
         """SHA-256 of what the scores depend on beside the model: files, sites, classes and what was annotated."""

@@ -1,7 +1,7 @@
 """``fedsam_evaluate``: scores a folder of predicted masks against reference masks."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fedsam_pipeline.dataset.label_scheme import IGNORE_NAME, LabelScheme, read_label_scheme
-from fedsam_pipeline.dataset.raw import ONLY_SITE
+from fedsam_pipeline.dataset.raw import ONLY_SITE, RawDataset
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.site_mapping import SiteMapping, identity, read_mapped_labels, read_site_mapping
 from fedsam_pipeline.dataset.volume import FILE_ENDINGS, SAME_GRID_MM, Volume, describe_difference, read_labels, split_file_ending
@@ -296,6 +296,13 @@ def load_reference(folder: Path, predicted: set[str], dataset_json: Path | None)
     annotated = labels.annotated(read_site_labels(content, path, known_sites, labels))
     mapping = read_site_mapping(masks_folder.parent, labels, tuple(content.get("channel_names", {}).values()))
     return Reference(masks, sites, labels, annotated, mapping)
+
+
+def reference_of(raw: RawDataset, cases: Sequence[str]) -> Reference:
+    """The reference masks of labelled cases of a raw dataset."""
+    labels = raw.label_scheme
+    masks, sites = {case: raw.label_path(case) for case in cases}, {case: raw.site_of(case) for case in cases}
+    return Reference(masks, sites, labels, labels.annotated(raw.site_labels), raw.mapping)
 
 
 def _labels_folder(folder: Path, predicted: set[str]) -> Path:

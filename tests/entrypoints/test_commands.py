@@ -57,6 +57,7 @@ FLAGS = {
         *("--seeds", "--steps", "--local_steps", "-f", "-p", "-o", "-device"),
         *("--workers", "-gpu_memory_target", "--overwrite"),
     ),
+    "fedsam_find_best_configuration": ("-d", "-p", "-f", "-m", "--disable_ensembling", "--privacy_floor", "-device", "--workers"),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")

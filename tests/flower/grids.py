@@ -1,24 +1,25 @@
 """A grid within this process: real ClientApps, real messages, no Ray."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsam_pipeline.flower.client_app import make_client_app
-from fedsam_pipeline.flower.site_worker import SiteSetup
 
 
 class DirectGrid(Grid):
     """Node ``i`` is the ``i``-th setup. Keeps what crossed in ``sent`` and ``received``."""
 
-    def __init__(self, setups: Iterable[SiteSetup]) -> None:
+    def __init__(self, setups: Iterable[Any], make_app: Callable[[Callable[[Context], Any]], ClientApp] = make_client_app) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
         self._setups = list(setups)
-        self._app = make_client_app(lambda context: self._setups[int(context.node_config["partition-id"])])
+        self._app = make_app(lambda context: self._setups[int(context.node_config["partition-id"])])
         self._replies: list[Message] = []
         self.sent: list[Message] = []
         self.received: list[Message] = []

@@ -1,0 +1,137 @@
+"""Asks sites how good configurations are on their own cases: ``query.configurations``. Sums over cases come back, and no case."""
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedsam_pipeline.evaluation.dice_sums import DiceSums
+from fedsam_pipeline.flower.client_app import AgreementBroken, SiteProcess, answer_safely
+from fedsam_pipeline.flower.exchange import answers
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_CONFIGURATIONS
+
+log = logging.getLogger(__name__)
+MAX_ANSWER = 1 << 20
+"""characters of an answer"""
+CONFIGURATIONS, QUERY_ID, SUMS = "configurations", "query_id", "sums"
+
+
+class ConfigurationTask(SiteProcess, Protocol):
+    """What a site knows before it is asked."""
+
+    @property
+    def configurations(self) -> Sequence[str]:
+        """Names of what it can score, in order."""
+        ...
+
+    def scored(self) -> DiceSums:
+        """The sums over its cases that may leave it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the server knows.
+
+    Attributes:
+        configurations: names, in order.
+        class_names: of what is scored.
+        most_cases: of every site, the cases that it can have.
+    """
+
+    configurations: tuple[str, ...]
+    class_names: tuple[str, ...]
+    most_cases: Mapping[str, int]
+
+
+class AnswerRefused(ValueError):
+    """An answer that cannot be taken."""
+
+
+def make_query_app(find_task: Callable[[Context], ConfigurationTask]) -> ClientApp:
+    """A ClientApp that answers this question alone."""
+    app = ClientApp()
+
+    @app.query("configurations")
+    def query(message: Message, context: Context) -> Message:
+        return answer_safely(message, context, find_task, _answer)
+
+    return app
+
+
+def _answer(content: RecordDict, task: ConfigurationTask) -> RecordDict:
+    config = content.config_records[CONFIG]
+    if config[CONFIGURATIONS] != json.dumps(list(task.configurations)):
+        raise AgreementBroken("the message asks for other configurations than this site has")
+    told = {"site": task.site, QUERY_ID: config[QUERY_ID], SUMS: json.dumps(task.scored().to_dict(), allow_nan=False)}
+    return RecordDict({CONFIG: ConfigRecord(told), METRICS: MetricRecord({NUM_EXAMPLES: 0})})
+
+
+def ask_sites(grid: Grid, question: Question, stop: threading.Event) -> tuple[dict[str, DiceSums], dict[str, str]]:
+    """Asks every site once.
+
+    Args:
+        grid: Flower's connection to the sites.
+        question: what is asked.
+        stop: set by another thread to end the waiting.
+
+    Returns:
+        Site to its sums, sorted, without any class where the site has too few cases to tell; and site (or node) to the reason why its
+        answer was refused.
+
+    Raises:
+        RunStopped: someone asked to stop.
+    """
+    query_id = secrets.token_hex(8)
+    asked = ConfigRecord({CONFIGURATIONS: json.dumps(list(question.configurations)), QUERY_ID: query_id})
+    nodes = sorted(grid.get_node_ids())
+    messages = [Message(RecordDict({CONFIG: asked}), dst_node_id=node, message_type=QUERY_CONFIGURATIONS) for node in nodes]
+    found: dict[str, DiceSums] = {}
+    refused: dict[str, str] = {}
+    for message in answers(grid, messages, None, stop):
+        site = f"node {message.metadata.src_node_id}"
+        try:
+            site = _site_of(message, question, found)
+            found[site] = _read(message.content.config_records[CONFIG], question, site, query_id)
+        except AnswerRefused as error:
+            log.warning("the answer of %s was refused: %s", site, error)
+            refused[site] = str(error)
+    return {site: found[site] for site in sorted(found)}, refused
+
+
+def _site_of(message: Message, question: Question, found: Mapping[str, DiceSums]) -> str:
+    if message.has_error():
+        raise AnswerRefused(f"its process failed (Flower error {message.error.code})")
+    site = str(message.content.config_records.get(CONFIG, ConfigRecord()).get("site"))
+    if site not in question.most_cases:
+        raise AnswerRefused(f"there is no site {site!r:.40}")
+    if site in found:
+        raise AnswerRefused(f"two nodes answer for {site}")
+    return site
+
+
+def _read(config: ConfigRecord, question: Question, site: str, query_id: str) -> DiceSums:
+    if "failure" in config:
+        raise AnswerRefused(f"it reports {config['failure']!s:.40}, id {config.get('failure_id')!s:.16}: see its log, {site}/logs/site.log")
+    text = config.get(SUMS)
+    if config.get(QUERY_ID) != query_id:
+        raise AnswerRefused("it is for another question")
+    if not isinstance(text, str) or len(text) > MAX_ANSWER:
+        raise AnswerRefused(f"it comes without {SUMS}, or with too many")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AnswerRefused(f"it cannot be read ({type(error).__name__})") from error
+    try:
+        return DiceSums.from_answer(
+            value, configurations=question.configurations, names=question.class_names, most_cases=question.most_cases[site]
+        )
+    except ValueError as error:
+        raise AnswerRefused(str(error)) from error
