@@ -143,7 +143,7 @@ class Segmenter:
             FedsamError: the array has another number of channels than the model, or voxels that are not finite; the prompts do not fit.
             ValueError: no array of three or four axes, no positive spacing, or no right-angled direction.
         """
-        image = np.array(array, dtype=np.float32, ndmin=3)
+        image = np.array(array, dtype=np.float32)
         image = image[None] if image.ndim == 3 else image
         if image.ndim != 4 or not image.size:
             raise ValueError(f"an image is (Z, Y, X) or (C, Z, Y, X), not {np.shape(array)}")

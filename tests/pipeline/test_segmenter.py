@@ -87,8 +87,8 @@ def test_prompts_of_an_array_and_of_a_file_of_prompts_do_the_same(run: Path, cap
     free = segmenter.predict_array(array, GEOMETRY.spacing, origin=GEOMETRY.origin, direction=TURNED)
     prompts = {"lesion": {"boxes": [BOX]}}
     prompted = segmenter.predict_array(array, GEOMETRY.spacing, origin=GEOMETRY.origin, direction=TURNED, prompts=prompts)
-    assert not np.array_equal(free.mask[2:5], prompted.mask[2:5])
-    np.testing.assert_array_equal(np.delete(free.mask, [2, 3, 4], axis=0)[[0, -1]], np.delete(prompted.mask, [2, 3, 4], axis=0)[[0, -1]])
+    changed = np.flatnonzero((free.mask != prompted.mask).any(axis=(0, 2)))  # the patient's z axis is the array's axis 1
+    assert changed.size and changed.min() >= 8 and changed.max() <= 29
     ras = {"lesion": {"boxes": [[[-x, -y, z] for x, y, z in BOX]]}}
     write_json(Path("prompts.json"), {"schema_version": 1, "coordinates": "RAS", "cases": {"x": ras}})
     command = ["-i", "imgs", "-o", "masks", "-m", str(run), "-f", "0", "-device", "cpu"]
