@@ -142,8 +142,9 @@ def _canonical_voxels(points: NDArray[np.float64], properties: CaseProperties) -
     """(N, 3) mm (x, y, z) to voxels (z, y, x) of the canonical image, 0 the centre of the first."""
     geometry = original_geometry(properties).canonical()
     offsets = points - np.asarray(geometry.origin)
-    along: NDArray[np.float64] = np.linalg.solve(np.reshape(geometry.direction, (3, 3)), offsets.T).T
-    return along[:, ::-1] / np.asarray(geometry.spacing)
+    along = np.linalg.solve(np.reshape(geometry.direction, (3, 3)), offsets.T).T
+    voxels: NDArray[np.float64] = along[:, ::-1] / np.asarray(geometry.spacing)
+    return voxels
 
 
 def _grid_voxels(canonical: NDArray[np.float64], properties: CaseProperties) -> NDArray[np.float64]:
