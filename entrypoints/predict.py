@@ -56,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write DICOM Segmentations, CASE.dcm, for DICOM series (default: NIfTI, or as -o ends); needs fedsam-pipeline[dicom]",
     )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="JSON of boxes or points in mm, for a model trained with prompts (docs/formats.md)"
+    )
+    parser.add_argument("--self_prompt", action="store_true", help="predict twice: the first mask prompts the second; twice the time")
     parser.add_argument("--continue_prediction", action="store_true", help="leave out cases whose masks are there")
     parser.add_argument("-num_parts", type=positive_int, default=1, metavar="N", help="share the cases between N processes")
     parser.add_argument("-part_id", type=not_negative_int, default=0, metavar="N", help="which of the parts to predict, from 0")
@@ -89,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             part_id=arguments.part_id,
             dicom_seg=arguments.dicom_seg,
             max_memory=None if arguments.max_memory is None else int(arguments.max_memory * 1e9),
+            prompts=arguments.prompts,
+            self_prompt=arguments.self_prompt,
         )
 
     return run_command(build_parser(), body, argv)

@@ -58,6 +58,11 @@ def _format(path: Path) -> str | None:
     return (DICOM if is_series_folder(path) else None) if path.is_dir() else file_ending(path)
 
 
+def is_single_image(path: Path) -> bool:
+    """Whether ``-i`` names one image: a file, or a folder of DICOM slices."""
+    return path.is_file() or is_series_folder(path)
+
+
 def _stem(path: Path) -> str:
     parts = None if path.is_dir() else split_file_ending(path.name)
     return path.name if parts is None else parts[0]
@@ -90,7 +95,7 @@ def find_cases(source: Path, target: Path, channel_names: Sequence[str], *, dico
         FedsamError: nothing there, no image, a wrong number of channels (all such cases are named), two images of one name, a mask that
             would overwrite an image, or a DICOM Segmentation of another image or in a place where it would be taken for a slice.
     """
-    single = source.is_file() or is_series_folder(source)
+    single = is_single_image(source)
     if single:
         groups = _group_of_file(source, len(channel_names))
     elif source.is_dir():

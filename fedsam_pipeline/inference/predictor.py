@@ -1,6 +1,6 @@
 """A volume in, class logits out: windows over the plane and over the slices, one adapter."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product, zip_longest
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsam_pipeline.inference.prompts import VolumePrompt, image_prompts
+from fedsam_pipeline.inference.prompts import VolumePrompt, by_slice, image_prompts
 from fedsam_pipeline.inference.windows import AxisWindow, axis_windows, plane_windows
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.preprocessing.slabs import (
@@ -144,9 +144,10 @@ class Predictor:
         unfinished = torch.zeros((depth, self.plans.num_classes, height, width), dtype=torch.float32)  # the first one is slab.first
         embeddings = _Embeddings(self.kept_embeddings)
         share = 1 / (len(windows) * len(self.mirrorings) * len(slabs))
+        asked = by_slice(prompts)
         for slab, following in zip_longest(slabs, slabs[1:]):
             for (rows, columns), mirrored in product(windows, self.mirrorings):
-                part = self._predict_window(image, rows, columns, slab, mirrored, prompts, embeddings, following)
+                part = self._predict_window(image, rows, columns, slab, mirrored, asked, embeddings, following)
                 weights = slab.weights[:, None, None] * rows.weights[:, None] * columns.weights / len(self.mirrorings)
                 visible = part[slab.inside, :, rows.inside, columns.inside]
                 place = unfinished[: len(weights), :, rows.covered, columns.covered]
@@ -173,7 +174,7 @@ class Predictor:
         columns: AxisWindow,
         slab: AxisWindow,
         mirrored: tuple[int, ...],
-        prompts: Sequence[VolumePrompt],
+        prompts: Mapping[int, Sequence[VolumePrompt]],
         embeddings: "_Embeddings",
         following: AxisWindow | None,
     ) -> torch.Tensor:
@@ -187,7 +188,7 @@ class Predictor:
             known |= zip(batch, self._encode(image, batch[0], len(batch), rows, columns, mirrored), strict=True)
         ordered = wanted[::-1] if 0 in mirrored else wanted
         size = self.plans.image_size
-        asked = [image_prompts(prompts, s, (rows.start, columns.start), self.plans.window, size, mirrored) for s in ordered]
+        asked = [image_prompts(prompts.get(s, ()), s, (rows.start, columns.start), self.plans.window, size, mirrored) for s in ordered]
         part = self._decode(torch.stack([known[s] for s in ordered]), Prompts.of(asked))
         part = from_image_size(part, self.plans.window)
         if following is not None:

@@ -1,6 +1,6 @@
 """Prompts on a preprocessed volume, and what a window of one slice sees of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsam_pipeline.model.prompts import ImagePrompt, PromptKind
@@ -11,15 +11,29 @@ class VolumePrompt:
     """A box or a point for one class, in voxels of the plan's grid (S, H, W), 0 the centre of the first.
 
     Attributes:
-        kind: a point has ``first == last``.
+        kind: a point, also a negative one, has ``first == last``.
         label: the class it asks for, 1 or more.
-        first, last: opposite corners (s, h, w); slices from ``round(first[0])`` to ``round(last[0])`` are prompted.
+        first, last: opposite corners (s, h, w), the centres of a box's outermost voxels; ``slices`` says which slices are prompted.
     """
 
     kind: PromptKind
     label: int
     first: tuple[float, float, float]
     last: tuple[float, float, float]
+
+    @property
+    def slices(self) -> range:
+        """From ``round(first[0])`` to ``round(last[0])``."""
+        return range(round(self.first[0]), round(self.last[0]) + 1)
+
+
+def by_slice(prompts: Sequence[VolumePrompt]) -> Mapping[int, Sequence[VolumePrompt]]:
+    """Slice to its prompts; nothing for slices without any."""
+    found: dict[int, list[VolumePrompt]] = {}
+    for prompt in prompts:
+        for index in prompt.slices:
+            found.setdefault(index, []).append(prompt)
+    return found
 
 
 def image_prompts(
@@ -44,7 +58,7 @@ def image_prompts(
     """
     found = []
     for prompt in prompts:
-        if not round(prompt.first[0]) <= slice_index <= round(prompt.last[0]):
+        if slice_index not in prompt.slices:
             continue
         ends = []
         for axis in (1, 2):

@@ -18,6 +18,9 @@ class PredictionRecord(Document):
     """of the folds, in their order"""
     mirror_axes: tuple[int, ...]
     step_size: float
+    prompts_sha256: str | None = None
+    """of the content of the file of prompts"""
+    self_prompt: bool = False
 
     def made(self, path: Path) -> bool:
         """Whether the file says that the masks beside it were made in this way; ``False`` where it is missing or says nothing."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.model.trained_files import BUNDLE_FILE
+from fedsam_pipeline.model.trained_files import BUNDLE_FILE, PLANS_FILE
+from fedsam_pipeline.specs.plans import Plans
 
 TRAINED_MARKER = f"*/*/fold_*/{BUNDLE_FILE}"
 """what a dataset folder under results contains once a fold is trained; the file is written last"""
@@ -77,3 +78,22 @@ def find_folds(folder: Path, folds: Sequence[str] | None = None) -> list[Path]:
             fix=f"use -f {' '.join(sorted(trained))}, or train the others",
         )
     return [trained[name] for name in dict.fromkeys(folds)]
+
+
+def common_plans(fold_folders: Sequence[Path]) -> Plans:
+    """The plan that all folds were trained with.
+
+    Raises:
+        FedsamError: a plan is missing or broken, or the folds disagree.
+    """
+    plans = [Plans.load(folder / PLANS_FILE, fix="copy the whole model folder again") for folder in fold_folders]
+    for folder, other in zip(fold_folders, plans, strict=True):
+        if other.sha256() != plans[0].sha256():
+            raise FedsamError(
+                "the folds were trained with different plans",
+                path=folder / PLANS_FILE,
+                found=other.sha256(),
+                expected=f"{plans[0].sha256()}, as in {fold_folders[0].name}",
+                fix="predict with the folds of one plan: -f",
+            )
+    return plans[0]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fedsam_pipeline.model.sam_modules import PromptEncoder
 
-PromptKind = Literal["box", "point"]
+PromptKind = Literal["box", "point", "negative_point"]
+"""a negative point says where the class is not"""
 
 
 class ImagePrompt(NamedTuple):
@@ -27,7 +28,9 @@ class Prompts(NamedTuple):
     boxes: Tensor
     """(N, P, 4) float32: x0, y0, x1, y1 in pixels of the encoder's input"""
     points: Tensor
-    """(N, P) boolean: points rather than boxes"""
+    """(N, P) boolean: points, also negative ones, rather than boxes"""
+    negative: Tensor
+    """(N, P) boolean: negative points"""
     classes: Tensor
     """(N, P) int64: the class asked for; 0 where there is no prompt"""
 
@@ -37,13 +40,15 @@ class Prompts(NamedTuple):
         most = max((len(prompts) for prompts in images), default=0)
         if not most:
             return None
-        boxes, points = torch.zeros(len(images), most, 4), torch.zeros(len(images), most, dtype=torch.bool)
+        boxes = torch.zeros(len(images), most, 4)
+        points, negative = torch.zeros(2, len(images), most, dtype=torch.bool)
         classes = torch.zeros(len(images), most, dtype=torch.int64)
         for row, prompts in enumerate(images):
             for column, prompt in enumerate(prompts):
                 boxes[row, column] = torch.tensor(prompt.box)
-                points[row, column], classes[row, column] = prompt.kind == "point", prompt.label
-        return cls(boxes, points, classes)
+                points[row, column], negative[row, column] = prompt.kind != "box", prompt.kind == "negative_point"
+                classes[row, column] = prompt.label
+        return cls(boxes, points, negative, classes)
 
     def to(self, device: torch.device | str) -> "Prompts":
         """On another device."""
@@ -54,7 +59,7 @@ class Prompts(NamedTuple):
         return Prompts(*(tensor[chosen] for tensor in self))
 
 
-_NONE, _POINT, _FIRST_CORNER, _SECOND_CORNER = range(4)
+_NONE, _NEGATIVE_POINT, _POINT, _FIRST_CORNER, _SECOND_CORNER = range(5)
 
 
 def prompt_tokens(encoder: PromptEncoder, prompts: Prompts, class_embedding: nn.Embedding) -> Tensor:
@@ -73,11 +78,12 @@ def prompt_tokens(encoder: PromptEncoder, prompts: Prompts, class_embedding: nn.
     number, most, _ = prompts.boxes.shape
     corners = prompts.boxes.reshape(number, 2 * most, 2)
     asked = prompts.classes > 0
-    first = torch.where(prompts.points, _POINT, _FIRST_CORNER) * asked
+    kind_of_point = torch.where(prompts.negative, _NEGATIVE_POINT, _POINT)
+    first = torch.where(prompts.points, kind_of_point, _FIRST_CORNER) * asked
     second = torch.where(prompts.points, _NONE, _SECOND_CORNER) * asked
     kinds = torch.stack([first, second], dim=-1).flatten(1)
     place = encoder.pe_layer.forward_with_coords(corners + 0.5, encoder.input_image_size)  # SAM's pixel centres
     known = (kinds != _NONE)[..., None]
-    embeddings = torch.cat([encoder.not_a_point_embed.weight, *(encoder.point_embeddings[index].weight for index in (1, 2, 3))])
+    embeddings = torch.cat([encoder.not_a_point_embed.weight, *(embedding.weight for embedding in encoder.point_embeddings)])
     classes = class_embedding(prompts.classes).repeat_interleave(2, dim=1)
     return embeddings[kinds] + (place + classes) * known  # type: ignore[no-any-return]

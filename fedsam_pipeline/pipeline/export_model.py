@@ -9,13 +9,12 @@ from typing import Any
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import json_text, read_json
 from fedsam_pipeline.inference.label_names import label_content
-from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, find_folds
+from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, common_plans, find_folds
 from fedsam_pipeline.model.bundle_check import TrainedFold, check_fold
 from fedsam_pipeline.model.bundle_zip import DISTRIBUTION, licence_text, write_bundle
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, MANIFEST_FILE, PLANS_FILE, RECIPE_FILE
 from fedsam_pipeline.paths import choose_dataset, data_folders
-from fedsam_pipeline.pipeline.predict import common_plans
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.report.model_card import model_card
 from fedsam_pipeline.specs.bundle_index import (

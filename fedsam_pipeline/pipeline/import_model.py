@@ -6,12 +6,12 @@ from pathlib import Path
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import atomic_folder
 from fedsam_pipeline.inference.label_names import label_content
+from fedsam_pipeline.inference.trained import common_plans
 from fedsam_pipeline.model.bundle_check import check_fold
 from fedsam_pipeline.model.bundle_zip import GET_AGAIN, open_bundle
 from fedsam_pipeline.model.registry import BASE_MODELS
 from fedsam_pipeline.model.weights import cache_folder
 from fedsam_pipeline.paths import data_folders
-from fedsam_pipeline.pipeline.predict import common_plans
 from fedsam_pipeline.specs.bundle_index import INDEX_FILE, TRAINING_FILE, BundleIndex
 from fedsam_pipeline.specs.training_record import TrainingRecord
 

@@ -7,21 +7,19 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
-from fedsam_pipeline.inference.ensemble import FoldPredictors
-from fedsam_pipeline.inference.inputs import InputCase, find_cases, mask_ending
+from fedsam_pipeline.inference.inputs import InputCase, find_cases, is_single_image, mask_ending
 from fedsam_pipeline.inference.label_names import label_content
-from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.inference.patient_prompts import check_prompts
 from fedsam_pipeline.inference.probabilities import probabilities_path
-from fedsam_pipeline.inference.record import RECORD_FILE, PredictionRecord
-from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, find_folds
+from fedsam_pipeline.inference.record import RECORD_FILE
+from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run
 from fedsam_pipeline.logs import log_file
-from fedsam_pipeline.model.bundle import FoldModels
-from fedsam_pipeline.model.device import autocast_dtype, choose_device
-from fedsam_pipeline.model.trained_files import BUNDLE_FILE, PLANS_FILE, RETRAIN, BundleInfo
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
-from fedsam_pipeline.pipeline.predict_cases import CasePredictor
+from fedsam_pipeline.pipeline.predict_cases import Outputs
+from fedsam_pipeline.pipeline.segmenter import Segmenter
 from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.prompts import PromptsFile
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +41,8 @@ def predict(
     part_id: int = 0,
     max_memory: int | None = None,
     dicom_seg: bool = False,
+    prompts: Path | None = None,
+    self_prompt: bool = False,
 ) -> int:
     """Predicts every image of ``source`` and writes its mask.
 
@@ -61,29 +61,34 @@ def predict(
         num_parts, part_id: predict every ``num_parts``-th case, from number ``part_id`` on, so that several processes share the work.
         max_memory: bytes of main memory to stay within where possible, at the cost of time; ``None``: no limit.
         dicom_seg: masks of DICOM series are DICOM Segmentations, not NIfTI; ``target`` may say so by its ending.
+        prompts: ``prompts.json``, boxes or points of some images; the others are predicted without.
+        self_prompt: predict twice, the second time with prompts made of what the first found.
 
     Returns:
         0, or 1 where some cases of a folder failed: they are named, the others are written.
 
     Raises:
         FedsamError: the model or the input is missing or does not fit, the output folder cannot be written to, what is there was made in
-            another way, or the only image failed.
+            another way, the prompts do not fit, or the only image failed.
     """
     if not 0 <= part_id < num_parts:
         raise FedsamError("there is no such part", found=f"-part_id {part_id} of {num_parts}", expected=f"0 to {num_parts - 1}")
-    fold_folders = choose_folds(dataset, model, folds)
-    plans = common_plans(fold_folders)
+    segmenter = Segmenter(
+        choose_model(dataset, model),
+        folds=folds,
+        device=device,
+        test_time_augmentation=test_time_augmentation,
+        mirror_axes=mirror_axes,
+        step_size=step_size,
+        max_memory=max_memory,
+        self_prompt=self_prompt,
+    )
+    plans = segmenter.plans
     all_cases = find_cases(source, target, [channel.name for channel in plans.channels], dicom_seg=dicom_seg)
     folder = target.parent if mask_ending(target) is not None else target
-    if mirror_axes is None:
-        mirror_axes = plans.training.mirror_axes
-    record = PredictionRecord(
-        plan_sha256=plans.sha256(),
-        adapters_sha256=tuple(BundleInfo.load(fold / BUNDLE_FILE, fix=RETRAIN).adapter_sha256 for fold in fold_folders),
-        mirror_axes=tuple(sorted(set(mirror_axes))) if test_time_augmentation else (),
-        step_size=1 - plans.window_overlap if step_size is None else step_size,
-    )
-    masks = MaskFiles(plans, label_content(fold_folders[0], plans), record, all_cases, target)
+    marked = None if prompts is None else _read_prompts(prompts, source, all_cases, plans)
+    record = segmenter.record(marked)
+    masks = MaskFiles(plans, label_content(segmenter.folds[0], plans), record, all_cases, target)
     cases = all_cases[part_id::num_parts]
     if continue_prediction:
         if folder != target:
@@ -106,17 +111,17 @@ def predict(
                 _remove_masks(all_cases)
             record.save(folder / RECORD_FILE)
         masks.write_label_names()
-        chosen = choose_device(device)
-        log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(fold_folders), chosen, log_path)
-        models = FoldModels(fold_folders, chosen)
-        predictor = Predictor(
-            models.model, plans, chosen, autocast_dtype(chosen), mirror_axes=record.mirror_axes, step_size=record.step_size
-        )
-        runner = CasePredictor(
-            FoldPredictors(models, predictor), predictor, plans, masks, save_probabilities=save_probabilities, max_memory=max_memory
-        )
-        failures = runner.run(cases)
+        log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(segmenter.folds), segmenter.device, log_path)
+        failures = segmenter.predict_cases(cases, Outputs(masks, save_probabilities), prompts=marked)
     return report_outcome(failures, len(cases), target)
+
+
+def _read_prompts(path: Path, source: Path, cases: Sequence[InputCase], plans: Plans) -> PromptsFile:
+    """Checked; the file may hold more than a single image, but nothing beside the images of a folder."""
+    file = PromptsFile.load(path, fix="see docs/formats.md, section 8")
+    check_prompts(file, path, {case.case for case in cases}, plans, others=is_single_image(source))
+    print(f"prompts for {sum(case.case in file.cases for case in cases)} of {len(cases)} image(s)")
+    return file
 
 
 def report_outcome(failures: Mapping[str, str], number: int, target: Path) -> int:
@@ -142,14 +147,14 @@ def _is_done(case: InputCase, save_probabilities: bool) -> bool:
     return case.output.is_file() and (not save_probabilities or probabilities_path(case.output, case.case).is_file())
 
 
-def choose_folds(dataset: str | None, model: Path | None, folds: Sequence[str] | None) -> list[Path]:
-    """The fold folders to predict with; says on the first line what it chose where the user did not.
+def choose_model(dataset: str | None, model: Path | None) -> Path:
+    """The run or fold folder to predict with; says on the first line what it chose where the user did not.
 
     Raises:
         FedsamError: as :func:`predict`.
     """
     if model is not None:
-        return find_folds(model, folds)
+        return model
     folders = data_folders()
     dataset_folder = choose_dataset(folders.results, dataset, marker=TRAINED_MARKER, stage="trained", fix=TRAIN_FIX)
     run = choose_run(dataset_folder)
@@ -157,23 +162,4 @@ def choose_folds(dataset: str | None, model: Path | None, folds: Sequence[str] |
     notice = folders.notice()
     if notice:
         print(notice)
-    return find_folds(run, folds)
-
-
-def common_plans(fold_folders: Sequence[Path]) -> Plans:
-    """The plan that all folds were trained with.
-
-    Raises:
-        FedsamError: a plan is missing or broken, or the folds disagree.
-    """
-    plans = [Plans.load(folder / PLANS_FILE, fix="copy the whole model folder again") for folder in fold_folders]
-    for folder, other in zip(fold_folders, plans, strict=True):
-        if other.sha256() != plans[0].sha256():
-            raise FedsamError(
-                "the folds were trained with different plans",
-                path=folder / PLANS_FILE,
-                found=other.sha256(),
-                expected=f"{plans[0].sha256()}, as in {fold_folders[0].name}",
-                fix="predict with the folds of one plan: -f",
-            )
-    return plans[0]
+    return run

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +15,21 @@ from tqdm import tqdm
 
 from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.image_files import voxels_of
-from fedsam_pipeline.dataset.volume import read_image
+from fedsam_pipeline.dataset.volume import Volume, read_image
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.inputs import InputCase
 from fedsam_pipeline.inference.memory_budget import BatchSizes, batch_sizes, reading_bytes, slice_cost, used_memory
+from fedsam_pipeline.inference.patient_prompts import volume_prompts
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path, write_probabilities
+from fedsam_pipeline.inference.self_prompts import stream_self_prompted
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.prompts import ClassPrompts, PromptsFile
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,25 @@ class ReadCase:
     geometry: Geometry
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What is written of each case.
+
+    Attributes:
+        masks: writes them.
+        save_probabilities: write them beside the masks, too.
+    """
+
+    masks: MaskFiles
+    save_probabilities: bool = False
+
+
+def prepare(volume: Volume, plans: Plans, case: str) -> ReadCase:
+    """Preprocesses an image that was read; errors as ``preprocess_image``."""
+    image, properties = preprocess_image(volume, plans, case=case)
+    return ReadCase(image, properties, volume.geometry)
+
+
 class CasePredictor:
     """Predicts cases one after the other.
 
@@ -46,34 +69,30 @@ class CasePredictor:
         predictors: the folds.
         predictor: through which they go; its batch sizes are set for each case.
         plans: of all folds.
-        masks: writes them.
-        save_probabilities: write them beside the masks, too.
         max_memory: bytes of main memory that this process may use; what does not fit is done in smaller portions, and images are read
             ahead only where both fit. ``None``: no limit.
+        self_prompt: go through the model twice, see ``stream_self_prompted``.
     """
 
     def __init__(
-        self,
-        predictors: FoldPredictors,
-        predictor: Predictor,
-        plans: Plans,
-        masks: MaskFiles,
-        *,
-        save_probabilities: bool,
-        max_memory: int | None,
+        self, predictors: FoldPredictors, predictor: Predictor, plans: Plans, *, max_memory: int | None, self_prompt: bool
     ) -> None:
         self._predictors = predictors
         self._predictor = predictor
         self._plans = plans
-        self._masks = masks
-        self._save_probabilities = save_probabilities
         self._max_memory = max_memory
+        self._self_prompt = self_prompt
         self._most_slices = predictor.batch_slices
         self._cost = slice_cost(predictor)
         self._ahead: Future[ReadCase] | None = None
 
-    def run(self, cases: Sequence[InputCase]) -> dict[str, str]:
+    def run(self, cases: Sequence[InputCase], outputs: Outputs, prompts: PromptsFile | None = None) -> dict[str, str]:
         """Writes the mask of every case.
+
+        Args:
+            cases: the images, and where their masks go.
+            outputs: what is written of them.
+            prompts: of some of them.
 
         Returns:
             Case to the reason why it failed, in the order of ``cases``.
@@ -93,9 +112,10 @@ class CasePredictor:
             for number, (case, following) in enumerate(zip_longest(cases, cases[1:]), start=1):
                 started, place = time.perf_counter(), f"[{number}/{len(cases)}] {case.case}"
                 try:
-                    mask, geometry = self._predict(case, following, reader, bar.update)
+                    marked = {} if prompts is None else prompts.of(case.case)
+                    mask, geometry = self._predict(case, following, reader, outputs, marked, bar.update)
                     wait([writing])  # one mask at most is written meanwhile
-                    writing = writer.submit(self._masks.write, case, mask, geometry)
+                    writing = writer.submit(outputs.masks.write, case, mask, geometry)
                 except Exception as error:
                     if len(cases) == 1:
                         raise
@@ -107,34 +127,75 @@ class CasePredictor:
             writing.result()
         return {case.case: failures[case.case] for case in cases if case.case in failures}
 
-    def _predict(
-        self, case: InputCase, following: InputCase | None, reader: ThreadPoolExecutor, on_progress: Callable[[float], object]
-    ) -> tuple[NDArray[np.unsignedinteger], Geometry]:
-        """The mask of a case, while the next one is read."""
-        reading, self._ahead = self._ahead or reader.submit(self._read, case), None
-        ready = reading.result()
-        sizes = batch_sizes(self._predictor, self._cost, ready.properties, self._max_memory, used_memory(), self._most_slices)
-        self._warn_of(case, sizes)
-        if following is not None and self._fits_beside(following, sizes):
-            self._ahead = reader.submit(self._read, following)
+    def sizes(self, ready: ReadCase) -> BatchSizes:
+        """The portions in which an image goes through the model, by the memory that is free now."""
+        return batch_sizes(self._predictor, self._cost, ready.properties, self._max_memory, used_memory(), self._most_slices)
+
+    def segment(
+        self,
+        ready: ReadCase,
+        sizes: BatchSizes,
+        scratch: Path,
+        prompts: Mapping[str, ClassPrompts],
+        probabilities: Path | None,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> NDArray[np.unsignedinteger]:
+        """All that happens to an image between reading and writing, for ``fedsam_predict`` and for whoever calls ``Segmenter``.
+
+        Args:
+            ready: the image.
+            sizes: see ``sizes``.
+            scratch: folder for what does not stay in memory.
+            prompts: class name to prompts, LPS, mm.
+            probabilities: file to write them to; ``None``: none.
+            on_progress: as in ``stream_ensemble``.
+
+        Returns:
+            (Z, Y, X) class numbers on the image's own grid.
+
+        Raises:
+            FedsamError: a prompt lies outside the image, or the disk lacks the space.
+        """
         self._predictor.batch_slices, self._predictor.kept_embeddings = sizes.batch_slices, sizes.kept_embeddings
-        parts = stream_ensemble(self._predictors, ready.image, case.output.parent, on_progress)
-        if not self._save_probabilities:
-            return export_stream(parts, ready.properties, self._plans), ready.geometry
+        marked = volume_prompts(prompts, ready.properties, self._plans)
+        if self._self_prompt:
+            parts = stream_self_prompted(self._predictors, ready.image, scratch, self._plans, on_progress, marked)
+        else:
+            parts = stream_ensemble(self._predictors, ready.image, scratch, on_progress, marked)
+        if probabilities is None:
+            return export_stream(parts, ready.properties, self._plans)
         with write_probabilities(
-            probabilities_path(case.output, case.case),
+            probabilities,
             ready.properties,
             self._plans.labels,
             are_logits=not gives_probabilities(self._predictors),
             depth=sizes.native_slices,
         ) as sink:
-            return export_stream(parts, ready.properties, self._plans, sink), ready.geometry
+            return export_stream(parts, ready.properties, self._plans, sink)
 
-    def _read(self, case: InputCase) -> ReadCase:
+    def _predict(
+        self,
+        case: InputCase,
+        following: InputCase | None,
+        reader: ThreadPoolExecutor,
+        outputs: Outputs,
+        prompts: Mapping[str, ClassPrompts],
+        on_progress: Callable[[float], object],
+    ) -> tuple[NDArray[np.unsignedinteger], Geometry]:
+        """The mask of a case, while the next one is read."""
+        reading, self._ahead = self._ahead or reader.submit(self._read, case, outputs), None
+        ready = reading.result()
+        sizes = self.sizes(ready)
+        self._warn_of(case, sizes)
+        if following is not None and self._fits_beside(following, sizes):
+            self._ahead = reader.submit(self._read, following, outputs)
+        probabilities = probabilities_path(case.output, case.case) if outputs.save_probabilities else None
+        return self.segment(ready, sizes, case.output.parent, prompts, probabilities, on_progress), ready.geometry
+
+    def _read(self, case: InputCase, outputs: Outputs) -> ReadCase:
         volume = read_image(case.channels)
-        self._masks.check(case)
-        image, properties = preprocess_image(volume, self._plans, case=case.case)
-        return ReadCase(image, properties, volume.geometry)
+        outputs.masks.check(case)
+        return prepare(volume, self._plans, case.case)
 
     def _fits_beside(self, case: InputCase, sizes: BatchSizes) -> bool:
         """Whether the image may be read while another one is predicted."""

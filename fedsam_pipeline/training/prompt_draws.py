@@ -2,21 +2,20 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from fedsam_pipeline.model.objects import inner_pixel, slice_objects
 from fedsam_pipeline.model.prompts import ImagePrompt, PromptKind
 from fedsam_pipeline.specs.plans import Plans
 
-MAX_OBJECTS = 4
-"""prompts for one class on one slice, its largest objects: nobody would mark more"""
-_TOUCHING = np.ones((3, 3))
+NEGATIVE_SHARE = 0.25
+"""how often a class that is marked with points on a slice gets a negative point, too: so rarely that points alone stay the rule"""
 
 
 def draw_prompts(labels: NDArray[np.int64], plans: Plans, generator: np.random.Generator) -> list[list[ImagePrompt]]:
     """Prompts for one slab: slice by slice, one for each object (connected component) of the classes that keep theirs.
 
     A class loses all its prompts in this slab with probability ``plans.prompts.dropout``: no prompt says nothing about a class, and a slab
-    that lost all is a prompt-free one.
+    that lost all is a prompt-free one. With points, some classes get a negative point as well.
 
     Args:
         labels: (D, size, size) at the encoder's image size.
@@ -33,10 +32,10 @@ def draw_prompts(labels: NDArray[np.int64], plans: Plans, generator: np.random.G
     for plane in labels:
         found = []
         for label in kept:
-            components, _ = ndimage.label(plane == label, _TOUCHING)
-            sizes = np.bincount(components.ravel())[1:]
-            for component in 1 + np.argsort(-sizes, kind="stable")[:MAX_OBJECTS]:
-                found.append(_prompt(np.argwhere(components == component), label, plans.prompts.mode, jitter, plane.shape, generator))
+            objects = [_prompt(pixels, label, plans.prompts.mode, jitter, plane.shape, generator) for pixels in slice_objects(plane, label)]
+            if objects and plans.prompts.mode == "point" and generator.random() < NEGATIVE_SHARE:
+                objects += _negative_points(plane, label, generator)
+            found += objects
         prompts.append(found)
     return prompts
 
@@ -66,5 +65,22 @@ def _prompt(
         (top, left), (bottom, right) = corners.tolist()
         return ImagePrompt("box", label, (left, top, right, bottom))
     wanted = pixels.mean(axis=0) + generator.uniform(-1, 1, size=2) * jitter
-    y, x = pixels[np.argmin(np.square(pixels - wanted).sum(axis=1))].tolist()  # a person points into the object
+    y, x = inner_pixel(pixels, wanted)
     return ImagePrompt("point", label, (x, y, x, y))
+
+
+def _negative_points(plane: NDArray[np.int64], label: int, generator: np.random.Generator) -> list[ImagePrompt]:
+    """A point beside the class, where a person would correct a mask: no further from its box than that is long; none without such a pixel.
+
+    Nor on ignored voxels (below 0): nobody knows what they are.
+    """
+    inside = np.argwhere(plane == label)
+    first, last = inside.min(axis=0), inside.max(axis=0) + 1
+    margin = last - first
+    (top, left), (bottom, right) = np.maximum(first - margin, 0), last + margin
+    near = plane[top:bottom, left:right]
+    outside = np.argwhere((near != label) & (near >= 0))
+    if not len(outside):
+        return []
+    y, x = (outside[generator.integers(len(outside))] + (top, left)).tolist()
+    return [ImagePrompt("negative_point", label, (x, y, x, y))]

@@ -10,6 +10,7 @@ from fedsam_pipeline.specs.recipe import load_recipe
 
 BOX = ImagePrompt("box", 1, (2.0, 3.0, 20.0, 11.0))
 POINT = ImagePrompt("point", 2, (9.0, 14.0, 9.0, 14.0))
+NEGATIVE = ImagePrompt("negative_point", 2, (9.0, 14.0, 9.0, 14.0))
 
 
 def build(*, prompted: bool = True) -> AdaptedModel:
@@ -24,7 +25,7 @@ def model() -> PromptFreeSam:
 def by_sam(model: PromptFreeSam, embedding: torch.Tensor, prompt: ImagePrompt) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and logits of one image and one prompt, by SAM's own code."""
     x0, y0, x1, y1 = prompt.box
-    points = (torch.tensor([[[x0, y0]]]), torch.ones(1, 1)) if prompt.kind == "point" else None
+    points = None if prompt.kind == "box" else (torch.tensor([[[x0, y0]]]), torch.full((1, 1), float(prompt.kind == "point")))
     boxes = torch.tensor([[x0, y0, x1, y1]]) if prompt.kind == "box" else None
     sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=None)
     place = model.prompt_encoder.get_dense_pe()
@@ -33,14 +34,15 @@ def by_sam(model: PromptFreeSam, embedding: torch.Tensor, prompt: ImagePrompt) -
 
 
 def test_tokens_and_logits_are_sams(model: PromptFreeSam) -> None:
-    embeddings = torch.randn(3, 32, 7, 7, generator=torch.Generator().manual_seed(0))
-    prompts = Prompts.of([[BOX], [POINT], [BOX._replace(box=(0.0, 0.0, 27.0, 27.0))]])
+    embeddings = torch.randn(4, 32, 7, 7, generator=torch.Generator().manual_seed(0))
+    single = (BOX, POINT, BOX._replace(box=(0.0, 0.0, 27.0, 27.0)), NEGATIVE)
+    prompts = Prompts.of([[prompt] for prompt in single])
     assert prompts is not None
     assert model.prompt_classes is not None
     with torch.no_grad():
         tokens = prompt_tokens(model.prompt_encoder, prompts, model.prompt_classes)
         logits = model.decode(embeddings, prompts)
-        for row, prompt in enumerate((BOX, POINT, BOX._replace(box=(0.0, 0.0, 27.0, 27.0)))):
+        for row, prompt in enumerate(single):
             expected_tokens, expected = by_sam(model, embeddings[row], prompt)
             torch.testing.assert_close(tokens[row : row + 1], expected_tokens, rtol=0, atol=1e-5)
             torch.testing.assert_close(logits[row : row + 1], expected, rtol=1e-5, atol=1e-5)

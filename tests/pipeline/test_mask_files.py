@@ -17,7 +17,7 @@ from fedsam_pipeline.dataset.volume import Geometry, read_labels, write_image
 from fedsam_pipeline.entrypoints.predict import main
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.model.trained_files import BundleInfo
-from fedsam_pipeline.pipeline import predict as predict_module
+from fedsam_pipeline.pipeline import segmenter as segmenter_module
 from fedsam_pipeline.specs.plans import Plans
 from tests.dataset.series_for_tests import FRAME_OF_REFERENCE, write_series
 from tests.inference.plans_for_tests import PixelwiseModel, make_plans
@@ -49,8 +49,8 @@ class Folds:
 
 @pytest.fixture(autouse=True)
 def _fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(predict_module, "FoldModels", Folds)
-    monkeypatch.setattr(predict_module, "autocast_dtype", lambda _device: None)
+    monkeypatch.setattr(segmenter_module, "FoldModels", Folds)
+    monkeypatch.setattr(segmenter_module, "autocast_dtype", lambda _device: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -16,12 +16,13 @@ from fedsam_pipeline.entrypoints.predict import main
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.probabilities import open_probabilities
+from fedsam_pipeline.inference.trained import common_plans
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.model.trained_files import BundleInfo
 from fedsam_pipeline.pipeline import mask_files as mask_files_module
-from fedsam_pipeline.pipeline import predict as predict_module
 from fedsam_pipeline.pipeline import predict_cases as predict_cases_module
-from fedsam_pipeline.pipeline.predict import common_plans, predict
+from fedsam_pipeline.pipeline import segmenter as segmenter_module
+from fedsam_pipeline.pipeline.predict import predict
 from fedsam_pipeline.specs.plans import Plans
 from tests.dataset.series_for_tests import write_series
 from tests.inference.plans_for_tests import make_plans
@@ -59,8 +60,8 @@ class ThresholdFolds:
 
 @pytest.fixture(autouse=True)
 def _fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(predict_module, "FoldModels", ThresholdFolds)
-    monkeypatch.setattr(predict_module, "autocast_dtype", lambda _device: None)
+    monkeypatch.setattr(segmenter_module, "FoldModels", ThresholdFolds)
+    monkeypatch.setattr(segmenter_module, "autocast_dtype", lambda _device: None)
     monkeypatch.chdir(tmp_path)
     for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
         monkeypatch.delenv(name, raising=False)

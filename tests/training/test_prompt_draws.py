@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedsam_pipeline.model.objects import MAX_OBJECTS
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.training.prompt_draws import MAX_OBJECTS, draw_prompts, jitter_pixels
+from fedsam_pipeline.training.prompt_draws import draw_prompts, jitter_pixels
 from tests.inference.plans_for_tests import make_plans
 
 
@@ -56,7 +57,25 @@ def test_points_lie_in_their_objects(seed: int) -> None:
         for prompt in prompts:
             x, y, *_ = prompt.box
             assert prompt.box == (x, y, x, y)
-            assert plane[int(y), int(x)] == prompt.label
+            assert (plane[int(y), int(x)] == prompt.label) == (prompt.kind == "point")
+
+
+def test_some_classes_get_a_negative_point_near_their_objects() -> None:
+    volume, seeds = labels()[1:2], 200
+    volume[0, :3] = -1
+    negative = []
+    for seed in range(seeds):
+        (drawn,) = draw_prompts(volume, plans("point"), np.random.default_rng(seed))
+        assert [prompt.kind for prompt in drawn].count("point") == 3
+        negative += [prompt for prompt in drawn if prompt.kind == "negative_point"]
+    assert 0.18 < len(negative) / (2 * seeds) < 0.32
+    for prompt in negative:
+        x, y = (int(place) for place in prompt.box[:2])
+        assert volume[0, y, x] not in (prompt.label, -1)
+        if prompt.label == 1:
+            assert 3 <= y < 16 and x < 24
+    full = np.ones((1, 28, 28), np.int64)
+    assert all(len(draw_prompts(full, plans("point"), np.random.default_rng(seed))[0]) == 1 for seed in range(20))
 
 
 def test_jitter_is_in_millimetres() -> None:
