@@ -18,7 +18,10 @@ from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE, PLANS_FILE, RETRAIN, BundleInfo
 from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.pipeline.coverage_file import model_coverage
 from fedsam_pipeline.pipeline.predict_cases import CasePredictor
+from fedsam_pipeline.pipeline.quality_control import QualityControl
+from fedsam_pipeline.pipeline.quality_files import row_path, write_tables
 from fedsam_pipeline.specs.plans import Plans
 
 log = logging.getLogger(__name__)
@@ -69,6 +72,7 @@ def predict(
         raise FedsamError("there is no such part", found=f"-part_id {part_id} of {num_parts}", expected=f"0 to {num_parts - 1}")
     fold_folders = choose_folds(dataset, model, folds)
     plans = common_plans(fold_folders)
+    coverage = model_coverage(fold_folders, plans)
     all_cases = find_cases(source, target, [channel.name for channel in plans.channels])
     folder = target.parent if file_ending(target) is not None else target
     if mirror_axes is None:
@@ -93,6 +97,8 @@ def predict(
         cases = [case for case in cases if not _is_done(case, save_probabilities)]
         print(f"{len(all_cases[part_id::num_parts]) - len(cases)} case(s) were done before, {len(cases)} to do")
     if not cases:
+        if continue_prediction:
+            write_tables(folder)  # a process that was killed may not have come so far
         print("nothing to predict")
         return EXIT_DONE
     with log_file(folder / "logs", "fedsam_predict") as log_path, logging_redirect_tqdm():
@@ -106,10 +112,20 @@ def predict(
         predictor = Predictor(
             models.model, plans, chosen, autocast_dtype(chosen), mirror_axes=record.mirror_axes, step_size=record.step_size
         )
+        quality = QualityControl(
+            plans, coverage, num_folds=len(models), num_mirrorings=len(predictor.mirrorings), keeps_rows=folder == target
+        )
         runner = CasePredictor(
-            FoldPredictors(models, predictor), predictor, plans, save_probabilities=save_probabilities, max_memory=max_memory
+            FoldPredictors(models, predictor),
+            predictor,
+            plans,
+            save_probabilities=save_probabilities,
+            max_memory=max_memory,
+            quality=quality,
         )
         failures = runner.run(cases)
+        if folder == target:
+            write_tables(folder)
     return report_outcome(failures, len(cases), target)
 
 
@@ -127,7 +143,7 @@ def report_outcome(failures: Mapping[str, str], number: int, target: Path) -> in
 def _remove_masks(cases: Sequence[InputCase]) -> None:
     """What another prediction left of these cases: beside the new record it would pass for its work."""
     for case in cases:
-        for path in (case.output, probabilities_path(case.output, case.case)):
+        for path in (case.output, probabilities_path(case.output, case.case), row_path(case.output, case.case)):
             path.unlink(missing_ok=True)
 
 

@@ -16,12 +16,14 @@ from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.image_files import voxels_of
 from fedsam_pipeline.dataset.volume import read_image, write_labels
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.inference.coverage_check import ImageView
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.inputs import InputCase
 from fedsam_pipeline.inference.memory_budget import BatchSizes, batch_sizes, reading_bytes, slice_cost, used_memory
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path, write_probabilities
+from fedsam_pipeline.pipeline.quality_control import QualityControl
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import Plans
@@ -36,6 +38,7 @@ class ReadCase:
     image: NDArray[np.float32]
     properties: CaseProperties
     geometry: Geometry
+    view: ImageView | None
 
 
 class CasePredictor:
@@ -48,16 +51,25 @@ class CasePredictor:
         save_probabilities: write them beside the masks, too.
         max_memory: bytes of main memory that this process may use; what does not fit is done in smaller portions, and images are read
             ahead only where both fit. ``None``: no limit.
+        quality: looks on; ``None``: nobody does.
     """
 
     def __init__(
-        self, predictors: FoldPredictors, predictor: Predictor, plans: Plans, *, save_probabilities: bool, max_memory: int | None
+        self,
+        predictors: FoldPredictors,
+        predictor: Predictor,
+        plans: Plans,
+        *,
+        save_probabilities: bool,
+        max_memory: int | None,
+        quality: QualityControl | None = None,
     ) -> None:
         self._predictors = predictors
         self._predictor = predictor
         self._plans = plans
         self._save_probabilities = save_probabilities
         self._max_memory = max_memory
+        self._quality = quality
         self._most_slices = predictor.batch_slices
         self._cost = slice_cost(predictor)
         self._ahead: Future[ReadCase] | None = None
@@ -108,22 +120,28 @@ class CasePredictor:
         if following is not None and self._fits_beside(following, sizes):
             self._ahead = reader.submit(self._read, following)
         self._predictor.batch_slices, self._predictor.kept_embeddings = sizes.batch_slices, sizes.kept_embeddings
-        parts = stream_ensemble(self._predictors, ready.image, case.output.parent, on_progress)
+        agreement = None if self._quality is None else self._quality.watch()
+        parts = stream_ensemble(self._predictors, ready.image, case.output.parent, on_progress, agreement=agreement)
         if not self._save_probabilities:
-            return export_stream(parts, ready.properties, self._plans), ready.geometry
-        with write_probabilities(
-            probabilities_path(case.output, case.case),
-            ready.properties,
-            self._plans.labels,
-            are_logits=not gives_probabilities(self._predictors),
-            depth=sizes.native_slices,
-        ) as sink:
-            return export_stream(parts, ready.properties, self._plans, sink), ready.geometry
+            mask = export_stream(parts, ready.properties, self._plans)
+        else:
+            with write_probabilities(
+                probabilities_path(case.output, case.case),
+                ready.properties,
+                self._plans.labels,
+                are_logits=not gives_probabilities(self._predictors),
+                depth=sizes.native_slices,
+            ) as sink:
+                mask = export_stream(parts, ready.properties, self._plans, sink)
+        if self._quality is not None and agreement is not None and ready.view is not None:
+            self._quality.note(case, ready.view, agreement, mask)
+        return mask, ready.geometry
 
     def _read(self, case: InputCase) -> ReadCase:
         volume = read_image(case.channels)
         image, properties = preprocess_image(volume, self._plans, case=case.case)
-        return ReadCase(image, properties, volume.geometry)
+        view = None if self._quality is None else self._quality.look(volume, properties)
+        return ReadCase(image, properties, volume.geometry, view)
 
     def _fits_beside(self, case: InputCase, sizes: BatchSizes) -> bool:
         """Whether the image may be read while another one is predicted."""
