@@ -94,7 +94,7 @@ def _intensities(outside: dict[str, float | None], coverage: Coverage, limit: fl
     for channel in coverage.channels:
         share = outside[channel.name]
         if share is not None:
-            spans = ", ".join(_range_text(low, high) for low, high in channel.spans)
+            spans = " or ".join(_range_text(low, high) for low, high in channel.spans)
             yield Finding(share / limit, f"{share:.0%} of the foreground's {channel.name} intensities are not of the planned {spans}")
 
 
@@ -107,5 +107,5 @@ def _emptiness(foreground: int, coverage: Coverage, rules: QualityRules) -> Iter
 
 def _range_text(low: float, high: float) -> str:
     """Three digits are enough to compare; one number where both ends look alike."""
-    first, last = f"{low:.3g}", f"{high:.3g}"
+    first, last = (f"{float(f'{end:.3g}'):.9g}" for end in (low, high))
     return first if first == last else f"{first} to {last}"
