@@ -25,7 +25,7 @@ def row_path(mask: Path, case: str) -> Path:
 def write_tables(folder: Path) -> QualityTable:
     """Makes ``qc.json``, ``qc.csv`` and ``qc.html`` of the rows of all cases whose masks lie in a folder, whoever predicted them.
 
-    Says how many are flagged. Each file is written atomically; processes wait for each other, so that the last one's tables hold the rows
+    Says how many are flagged, if any are. Each file is written atomically; processes wait for each other, so that the last one's tables hold the rows
     of all.
 
     Args:
@@ -41,8 +41,8 @@ def write_tables(folder: Path) -> QualityTable:
         table.save(folder / TABLE_FILE)
         write_text(folder / CSV_FILE, quality_csv(rows))
         write_text(folder / PAGE_FILE, quality_page(table, folder.resolve().name))
-    flagged = sum(bool(row.flags) for row in rows)
-    print(f"quality control: {flagged} of {len(rows)} case(s) flagged, the worst first in {folder / PAGE_FILE}")
+    if flagged := sum(bool(row.flags) for row in rows):
+        print(f"quality control: {flagged} of {len(rows)} case(s) flagged, the worst first in {folder / PAGE_FILE}")
     return table
 
 

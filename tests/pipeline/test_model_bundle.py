@@ -206,6 +206,7 @@ def test_coverage_travels_with_the_model_and_must_be_its_plans(made: Path) -> No
     assert (imported.folder / "fold_0" / "coverage.json").read_bytes() == members["fold_0/coverage.json"]
     make_coverage().save(imported.folder / "fold_0" / "coverage.json")  # of another channel
     export_model(Path("wrong.zip"), model=imported.folder)
+    shutil.rmtree(RESULTS)
     refused(Path("wrong.zip"), r"a model's coverage does not belong to its plan[\s\S]*channels MR\n")
 
 
