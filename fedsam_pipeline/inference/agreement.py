@@ -6,6 +6,7 @@ is on the scale that people know from masks, and one number a class; entropy of 
 even where it is calibrated over a dataset (Jungo & Reyes, MICCAI 2019).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Self
@@ -45,15 +46,15 @@ class Agreement:
         self._sizes = np.zeros((num_members, num_classes))
         self._shared = {pair: np.zeros(num_classes) for pair in combinations(range(num_members), 2)}
 
-    def add(self, labels: torch.Tensor, weights: NDArray[np.floating] | None = None) -> None:
-        """Counts some slices.
+    def add(self, labels: Sequence[torch.Tensor], weights: NDArray[np.floating] | None = None) -> None:
+        """Counts some slices, one after the other.
 
         Args:
-            labels: (M, n, H, W), classes.
+            labels: classes (n, H, W) of each member.
             weights: (n, H, W) of the voxels; ``None``: each counts once.
         """
-        for number in range(labels.shape[1]):
-            here = labels[:, number].numpy().reshape(len(labels), -1)
+        for number in range(len(labels[0])):
+            here = np.stack([own[number].numpy().ravel() for own in labels])
             found = here.any(axis=0)  # most voxels are background for all
             if found.any():
                 share = np.ones(int(found.sum())) if weights is None else weights[number].ravel()[found].astype(np.float64)

@@ -112,8 +112,9 @@ def stream_ensemble(
                     if number < len(predictors):
                         voted[-1].add(first, labels[:, None].float().numpy())
                     else:
-                        others = [torch.from_numpy(each.read(first, len(labels))[:, 0]).short() for each in voted]
-                        folds.add(torch.stack([*others, labels]))
+                        for at, own in enumerate(labels, start=first):
+                            others = [torch.from_numpy(each.read(at, 1)[:, 0]).short() for each in voted]
+                            folds.add([*others, own[None]])
                 probabilities = (torch.from_numpy(logits).softmax(dim=1) * share).numpy()
                 if number < len(predictors):
                     total.add(first, probabilities)

@@ -159,7 +159,7 @@ class Predictor:
                 if mirrors is not None:
                     answers.append(winner(visible))
                     if len(answers) == len(self.mirrorings):
-                        mirrors.add(torch.stack(answers), weights)
+                        mirrors.add(answers, weights)
                         answers.clear()
                 if on_progress is not None:
                     on_progress(share)

@@ -25,8 +25,8 @@ def row_path(mask: Path, case: str) -> Path:
 def write_tables(folder: Path) -> QualityTable:
     """Makes ``qc.json``, ``qc.csv`` and ``qc.html`` of the rows of all cases whose masks lie in a folder, whoever predicted them.
 
-    Says how many are flagged, if any are. Each file is written atomically; processes wait for each other, so that the last one's tables hold the rows
-    of all.
+    Says how many are flagged, if any are. Each file is written atomically; processes wait for each other, so that the last one's tables
+    hold the rows of all.
 
     Args:
         folder: of the masks.

@@ -10,7 +10,7 @@ PAGE_STYLE = """
 body { max-width: 82rem; }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\2191"; } th[aria-sort=descending] button::after { content: " \\2193"; }
-tr.flagged td:first-child { border-left: 3px solid #d55e00; } td:first-child, th:first-child { padding-left: .6rem; }
+tr.flagged td:first-child { border-left: 3px solid #d55e00; } td:first-child, th:first-child { padding-left: .6rem; min-width: 8rem; }
 td ul { margin: 0; padding-left: 1.1rem; min-width: 16rem; }
 """
 SCRIPT = """

@@ -27,7 +27,7 @@ def test_it_is_the_mean_dice_of_all_pairs(members: int, classes: int, seed: int,
     weights = generator.random((5, 4, 3)) if weighted else np.ones((5, 4, 3))
     agreement = Agreement(members, classes)
     for part in (slice(0, 2), slice(2, 5)):  # as slices come
-        agreement.add(torch.from_numpy(labels[:, part]).short(), weights[part] if weighted else None)
+        agreement.add([torch.from_numpy(own[part]).short() for own in labels], weights[part] if weighted else None)
     expected = [plain_dice(labels, label, weights) for label in range(1, classes)]
     assert agreement.dice() == pytest.approx(expected)
 
@@ -36,7 +36,7 @@ def test_members_that_say_the_same_agree() -> None:
     labels = torch.zeros(3, 1, 4, 4, dtype=torch.int16)
     labels[:, :, 1:3] = 1
     agreement = Agreement(3, 3)
-    agreement.add(labels)
+    agreement.add(list(labels))
     assert agreement.dice() == (1.0, None)  # nobody found class 2
 
 
@@ -44,7 +44,7 @@ def test_a_class_that_one_member_alone_found_is_a_disagreement() -> None:
     labels = torch.zeros(2, 1, 4, 4, dtype=torch.int16)
     labels[0, 0, 0, 0] = 1
     agreement = Agreement(2, 2)
-    agreement.add(labels)
+    agreement.add(list(labels))
     assert agreement.dice() == (0.0,)
 
 

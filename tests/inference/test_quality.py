@@ -37,7 +37,7 @@ def row(
 
 def agree(*labels: list[int]) -> Agreement:
     agreement = Agreement(len(labels), 3)
-    agreement.add(torch.tensor(labels, dtype=torch.int16)[:, None, None])
+    agreement.add([torch.tensor([[own]], dtype=torch.int16) for own in labels])
     return agreement
 
 
