@@ -16,21 +16,26 @@ log = logging.getLogger(__name__)
 
 
 def planned_coverage(preprocessed: Path, plans: Plans) -> Coverage | None:
-    """What a plan covers, from the merged fingerprint that it was made of; ``None`` where that is not there any more: then the log says so.
+    """What a plan covers, from the merged fingerprint that it was made of.
 
     Args:
         preprocessed: folder of the planned dataset.
         plans: of that dataset.
 
-    Raises:
-        FedsamError: ``fingerprint.json`` is broken.
+    Returns:
+        ``None`` where ``fingerprint.json`` is gone, is of another plan or cannot be read (an older version wrote it): training needs no
+        fingerprint, so the log says so and it goes on.
     """
     path = preprocessed / "fingerprint.json"
-    if path.is_file():
-        fingerprint = Fingerprint.load(path, fix="plan again: fedsam_plan_and_preprocess")
+    try:
+        fingerprint = Fingerprint.load(path)
+    except FedsamError as error:
+        reason = error.what
+    else:
         if fingerprint.sha256() == plans.fingerprint_sha256:
             return coverage_of(fingerprint, load_thresholds().quality)
-    log.warning("%s is not the fingerprint of this plan: predictions will not be told which images the plan covers", path)
+        reason = "it is not the fingerprint of this plan"
+    log.warning("%s: %s. Predictions will not be told which images the plan covers", path, reason)
     return None
 
 

@@ -145,6 +145,9 @@ def test_a_plan_whose_fingerprint_is_gone_covers_nothing_known(model: Path, root
     assert planned_coverage(preprocessed, other) is None
     (preprocessed / "fingerprint.json").unlink()
     assert planned_coverage(preprocessed, plans) is None
-    assert caplog.text.count("is not the fingerprint of this plan") == 2
+    (preprocessed / "fingerprint.json").write_text('{"schema_version": 1}')
+    assert planned_coverage(preprocessed, plans) is None
+    for reason in ("it is not the fingerprint of this plan", "a file is missing", "not a valid Fingerprint document"):
+        assert caplog.text.count(f"{reason}. Predictions will not be told") == 1
     write_coverage(model / "fold_0", None)
     assert not (model / "fold_0" / "coverage.json").exists()
