@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsam_pipeline.inference.agreement import CaseAgreement, winner
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.prompts import VolumePrompt
 from fedsam_pipeline.inference.score_map import ScoreMap
@@ -57,11 +58,14 @@ def stream_ensemble(
     folder: Path,
     on_progress: Callable[[float], object] | None = None,
     prompts: Sequence[VolumePrompt] = (),
+    *,
+    agreement: CaseAgreement | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Class scores of one preprocessed volume (C, S, H, W), whose arg max is the answer; slices in their order.
 
     The volume goes through one member after the other. The sum of the probabilities of all members but the last is on disk, in half
-    precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the sum.
+    precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the sum. Where agreement is asked
+    for, the label map of every member but the last is on disk, too: 2 bytes a voxel.
 
     Args:
         predictors: one for each fold.
@@ -69,6 +73,7 @@ def stream_ensemble(
         folder: on the disk for the sum; not used by a single predictor.
         on_progress: as in :meth:`Predictor.stream_case`; the shares of all members add up to one.
         prompts: as in :meth:`Predictor.stream_case`.
+        agreement: is given what each fold and each mirroring says; complete once all slices have come.
 
     Yields:
         (n, K, H, W) float32 of the next n slices: logits of a single predictor, mean softmax probabilities of several. Not the logits are
@@ -86,18 +91,30 @@ def stream_ensemble(
         if on_progress is not None:
             on_progress(part * share)
 
+    mirrors, folds = (agreement.mirrors, agreement.folds) if agreement is not None else (None, None)
     if not gives_probabilities(predictors):
         for predictor in predictors:
-            yield from predictor.stream_case(image, part_done, prompts)
+            yield from predictor.stream_case(image, part_done, prompts, mirrors=mirrors)
         return
     total: ScoreMap | None = None
+    voted: list[ScoreMap] = []
     try:
         for number, predictor in enumerate(predictors, start=1):
+            num_slices, height, width = image.shape[1:]
             if total is None:
-                num_slices, height, width = image.shape[1:]
                 total = ScoreMap((num_slices, predictor.plans.num_classes, height, width), folder)
+            if folds is not None and number < len(predictors):
+                voted.append(ScoreMap((num_slices, 1, height, width), folder))
             first = 0
-            for logits in predictor.stream_case(image, part_done, prompts):
+            for logits in predictor.stream_case(image, part_done, prompts, mirrors=mirrors):
+                if folds is not None:
+                    labels = winner(torch.from_numpy(logits))
+                    if number < len(predictors):
+                        voted[-1].add(first, labels[:, None].float().numpy())
+                    else:
+                        for at, own in enumerate(labels, start=first):
+                            others = [torch.from_numpy(each.read(at, 1)[:, 0]).short() for each in voted]
+                            folds.add([*others, own[None]])
                 probabilities = (torch.from_numpy(logits).softmax(dim=1) * share).numpy()
                 if number < len(predictors):
                     total.add(first, probabilities)
@@ -105,5 +122,6 @@ def stream_ensemble(
                     yield total.read(first, len(probabilities)) + probabilities
                 first += len(probabilities)
     finally:
-        if total is not None:
-            total.close()
+        for each in (total, *voted):
+            if each is not None:
+                each.close()

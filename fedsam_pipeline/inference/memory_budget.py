@@ -23,6 +23,8 @@ BATCH_BYTES = 1 << 30
 """what a batch may take in main memory where no limit is given; a CPU gains nothing from larger batches"""
 SCORE_BYTES = 24
 """a voxel, class and slice of the batch, at target spacing: logits, their weighted part, probabilities and the sum of an ensemble"""
+LABEL_BYTES = 2
+"""a voxel, mirroring and slice of a window: its class, until all mirrorings are compared"""
 READING_COPIES = 4
 """float32 volumes of the size of the image while it is read and preprocessed: file, array, normalized, resampled"""
 
@@ -91,6 +93,7 @@ def batch_sizes(predictor: Predictor, cost: SliceCost, properties: CasePropertie
     _, height, width = properties.stored_size
     on_device = predictor.device.type != "cpu"
     per_slice = SCORE_BYTES * plans.num_classes * (height * width + math.prod(plans.window)) + (0 if on_device else cost.activations)
+    per_slice += LABEL_BYTES * len(predictor.mirrorings) * math.prod(plans.window)
     native_plane = math.prod(properties.canonical_size) // properties.canonical_size[properties.slice_axis]
     fixed = 2 * math.prod(properties.canonical_size) + 16 * plans.num_classes * native_plane
     row = 6 * plans.num_classes * native_plane  # float16: a slice as it waits, stacked, and turned to the image's axes

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsam_pipeline.inference.agreement import Agreement, winner
 from fedsam_pipeline.inference.prompts import VolumePrompt, by_slice, image_prompts
 from fedsam_pipeline.inference.windows import AxisWindow, axis_windows, plane_windows
 from fedsam_pipeline.model.prompts import Prompts
@@ -118,6 +119,8 @@ class Predictor:
         image: SliceableVolume,
         on_progress: Callable[[float], object] | None = None,
         prompts: Sequence[VolumePrompt] = (),
+        *,
+        mirrors: Agreement | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """Predicts one preprocessed volume, slices in their order.
 
@@ -125,6 +128,7 @@ class Predictor:
             image: (C, S, H, W), array or lazily sliced store.
             on_progress: called after every batch with the share of the work that it was; the shares add up to one.
             prompts: for a model that was planned with prompts; slices and classes without any are found as without.
+            mirrors: is given what each mirroring says, window by window.
 
         Yields:
             Logits (n, K, H, W), float32, of the next n slices; S in all. The array is overwritten once the next one is asked for.
@@ -145,6 +149,7 @@ class Predictor:
         embeddings = _Embeddings(self.kept_embeddings)
         share = 1 / (len(windows) * len(self.mirrorings) * len(slabs))
         asked = by_slice(prompts)
+        answers: list[torch.Tensor] = []  # of the mirrorings of one window
         for slab, following in zip_longest(slabs, slabs[1:]):
             for (rows, columns), mirrored in product(windows, self.mirrorings):
                 part = self._predict_window(image, rows, columns, slab, mirrored, asked, embeddings, following)
@@ -152,6 +157,11 @@ class Predictor:
                 visible = part[slab.inside, :, rows.inside, columns.inside]
                 place = unfinished[: len(weights), :, rows.covered, columns.covered]
                 place.addcmul_(visible, torch.from_numpy(weights[:, None]))
+                if mirrors is not None:
+                    answers.append(winner(visible))
+                    if len(answers) == len(self.mirrorings):
+                        mirrors.add(answers, weights)
+                        answers.clear()
                 if on_progress is not None:
                     on_progress(share)
             finished = (num_slices if following is None else following.first) - slab.first

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsam_pipeline.inference.agreement import CaseAgreement
 from fedsam_pipeline.inference.ensemble import Predictors, stream_ensemble
 from fedsam_pipeline.inference.prompts import VolumePrompt
 from fedsam_pipeline.model.objects import inner_pixel, slice_objects
@@ -53,6 +54,8 @@ def stream_self_prompted(
     plans: Plans,
     on_progress: Callable[[float], object] | None = None,
     prompts: Sequence[VolumePrompt] = (),
+    *,
+    agreement: CaseAgreement | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """As ``stream_ensemble``, in two passes: takes twice the time, and no more memory but for the prompts.
 
@@ -61,6 +64,7 @@ def stream_self_prompted(
     Args:
         predictors, image, folder, on_progress: as there.
         plans: as in ``found_prompts``.
+        agreement: as there, of the second pass.
         prompts: a person's. Both passes are given them; where a class has one on a slice, nothing is added.
 
     Yields:
@@ -74,4 +78,4 @@ def stream_self_prompted(
     marked = {(s, prompt.label) for prompt in prompts for s in prompt.slices}
     found = found_prompts(stream_ensemble(predictors, image, folder, half_done, prompts), plans)
     added = [prompt for prompt in found if (int(prompt.first[0]), prompt.label) not in marked]
-    yield from stream_ensemble(predictors, image, folder, half_done, [*prompts, *added])
+    yield from stream_ensemble(predictors, image, folder, half_done, [*prompts, *added], agreement=agreement)

@@ -26,6 +26,7 @@ from fedsam_pipeline.specs.bundle_index import (
     TRAINING_FILE,
     BundleIndex,
 )
+from fedsam_pipeline.specs.coverage import COVERAGE_FILE, Coverage
 from fedsam_pipeline.specs.training_record import TrainingRecord
 
 _RUN_MARKERS = ("federated__", "centralized__", "local-", "leave_one_site_out-")
@@ -162,6 +163,8 @@ def _fold_members(fold: TrainedFold, record: TrainingRecord | None) -> dict[str,
         members[DATASET_FILE] = _json_bytes(label_content(fold.folder, fold.plans))
     if record is not None:
         members[TRAINING_FILE] = _json_bytes(record.to_dict())
+    if (fold.folder / COVERAGE_FILE).is_file():
+        members[COVERAGE_FILE] = _json_bytes(Coverage.load(fold.folder / COVERAGE_FILE).to_dict())
     if (fold.folder / POSTPROCESSING_FILE).is_file():
         members[POSTPROCESSING_FILE] = _json_bytes(read_json(fold.folder / POSTPROCESSING_FILE))
     return members

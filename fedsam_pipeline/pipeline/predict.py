@@ -15,8 +15,11 @@ from fedsam_pipeline.inference.record import RECORD_FILE
 from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.pipeline.coverage_file import model_coverage
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
 from fedsam_pipeline.pipeline.predict_cases import Outputs
+from fedsam_pipeline.pipeline.quality_control import QualityControl
+from fedsam_pipeline.pipeline.quality_files import row_path, write_tables
 from fedsam_pipeline.pipeline.segmenter import Segmenter
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.prompts import PromptsFile
@@ -83,7 +86,7 @@ def predict(
         max_memory=max_memory,
         self_prompt=self_prompt,
     )
-    plans = segmenter.plans
+    plans, coverage = segmenter.plans, model_coverage(segmenter.folds, segmenter.plans)
     all_cases = find_cases(source, target, [channel.name for channel in plans.channels], dicom_seg=dicom_seg)
     folder = target.parent if mask_ending(target) is not None else target
     marked = None if prompts is None else _read_prompts(prompts, source, all_cases, plans)
@@ -103,6 +106,8 @@ def predict(
         cases = [case for case in cases if not _is_done(case, save_probabilities)]
         print(f"{len(all_cases[part_id::num_parts]) - len(cases)} case(s) were done before, {len(cases)} to do")
     if not cases:
+        if continue_prediction:
+            write_tables(folder)  # a process that was killed may not have come so far
         print("nothing to predict")
         return EXIT_DONE
     with log_file(folder / "logs", "fedsam_predict") as log_path, logging_redirect_tqdm():
@@ -112,7 +117,10 @@ def predict(
             record.save(folder / RECORD_FILE)
         masks.write_label_names()
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(segmenter.folds), segmenter.device, log_path)
-        failures = segmenter.predict_cases(cases, Outputs(masks, save_probabilities), prompts=marked)
+        quality = QualityControl(plans, coverage, keeps_rows=folder == target)
+        failures = segmenter.predict_cases(cases, Outputs(masks, quality, save_probabilities), prompts=marked)
+        if folder == target:
+            write_tables(folder)
     return report_outcome(failures, len(cases), target)
 
 
@@ -138,7 +146,7 @@ def report_outcome(failures: Mapping[str, str], number: int, target: Path) -> in
 def _remove_masks(cases: Sequence[InputCase]) -> None:
     """What another prediction left of these cases: beside the new record it would pass for its work."""
     for case in cases:
-        for path in (*case.possible_outputs, probabilities_path(case.output, case.case)):
+        for path in (*case.possible_outputs, probabilities_path(case.output, case.case), row_path(case.output, case.case)):
             path.unlink(missing_ok=True)
 
 

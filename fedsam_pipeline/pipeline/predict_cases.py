@@ -17,6 +17,8 @@ from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.image_files import voxels_of
 from fedsam_pipeline.dataset.volume import Volume, read_image
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.inference.agreement import CaseAgreement
+from fedsam_pipeline.inference.coverage_check import ImageView
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.inputs import InputCase
@@ -26,6 +28,7 @@ from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path, write_probabilities
 from fedsam_pipeline.inference.self_prompts import stream_self_prompted
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
+from fedsam_pipeline.pipeline.quality_control import QualityControl
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import Plans
@@ -41,6 +44,8 @@ class ReadCase:
     image: NDArray[np.float32]
     properties: CaseProperties
     geometry: Geometry
+    view: ImageView | None = None
+    """for quality control, where it looks on"""
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,19 @@ class Outputs:
 
     Attributes:
         masks: writes them.
+        quality: looks on, and writes what it saw.
         save_probabilities: write them beside the masks, too.
     """
 
     masks: MaskFiles
+    quality: QualityControl
     save_probabilities: bool = False
 
 
-def prepare(volume: Volume, plans: Plans, case: str) -> ReadCase:
+def prepare(volume: Volume, plans: Plans, case: str, quality: QualityControl | None = None) -> ReadCase:
     """Preprocesses an image that was read; errors as ``preprocess_image``."""
     image, properties = preprocess_image(volume, plans, case=case)
-    return ReadCase(image, properties, volume.geometry)
+    return ReadCase(image, properties, volume.geometry, None if quality is None else quality.look(volume, properties))
 
 
 class CasePredictor:
@@ -139,6 +146,7 @@ class CasePredictor:
         prompts: Mapping[str, ClassPrompts],
         probabilities: Path | None,
         on_progress: Callable[[float], object] | None = None,
+        agreement: CaseAgreement | None = None,
     ) -> NDArray[np.unsignedinteger]:
         """All that happens to an image between reading and writing, for ``fedsam_predict`` and for whoever calls ``Segmenter``.
 
@@ -148,7 +156,7 @@ class CasePredictor:
             scratch: folder for what does not stay in memory.
             prompts: class name to prompts, LPS, mm.
             probabilities: file to write them to; ``None``: none.
-            on_progress: as in ``stream_ensemble``.
+            on_progress, agreement: as in ``stream_ensemble``.
 
         Returns:
             (Z, Y, X) class numbers on the image's own grid.
@@ -159,9 +167,9 @@ class CasePredictor:
         self._predictor.batch_slices, self._predictor.kept_embeddings = sizes.batch_slices, sizes.kept_embeddings
         marked = volume_prompts(prompts, ready.properties, self._plans)
         if self._self_prompt:
-            parts = stream_self_prompted(self._predictors, ready.image, scratch, self._plans, on_progress, marked)
+            parts = stream_self_prompted(self._predictors, ready.image, scratch, self._plans, on_progress, marked, agreement=agreement)
         else:
-            parts = stream_ensemble(self._predictors, ready.image, scratch, on_progress, marked)
+            parts = stream_ensemble(self._predictors, ready.image, scratch, on_progress, marked, agreement=agreement)
         if probabilities is None:
             return export_stream(parts, ready.properties, self._plans)
         with write_probabilities(
@@ -190,12 +198,16 @@ class CasePredictor:
         if following is not None and self._fits_beside(following, sizes):
             self._ahead = reader.submit(self._read, following, outputs)
         probabilities = probabilities_path(case.output, case.case) if outputs.save_probabilities else None
-        return self.segment(ready, sizes, case.output.parent, prompts, probabilities, on_progress), ready.geometry
+        agreement = outputs.quality.watch(len(self._predictors), len(self._predictor.mirrorings))
+        mask = self.segment(ready, sizes, case.output.parent, prompts, probabilities, on_progress, agreement)
+        assert ready.view is not None  # of an image that was read for these outputs
+        outputs.quality.note(case, ready.view, agreement, mask)
+        return mask, ready.geometry
 
     def _read(self, case: InputCase, outputs: Outputs) -> ReadCase:
         volume = read_image(case.channels)
         outputs.masks.check(case)
-        return prepare(volume, self._plans, case.case)
+        return prepare(volume, self._plans, case.case, outputs.quality)
 
     def _fits_beside(self, case: InputCase, sizes: BatchSizes) -> bool:
         """Whether the image may be read while another one is predicted."""

@@ -27,6 +27,7 @@ from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write_adapter, write_documents
+from fedsam_pipeline.pipeline.coverage_file import write_coverage
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.peak_memory import worker_peak_bytes
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
@@ -205,6 +206,7 @@ class TrainingRun:
             self._clear()
         write_documents(self._folder, setup.model.plans, setup.model.recipe, manifest)
         write_json(self._folder / "dataset.json", dict(setup.dataset))
+        write_coverage(self._folder, setup.coverage)
         self._save_state(status="running")
         try:
             simulate(setup.sites, self._serve, workers=setup.workers)

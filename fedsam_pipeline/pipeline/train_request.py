@@ -18,9 +18,11 @@ from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
+from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.plans_file import load_plans
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.comparison import Protocol
+from fedsam_pipeline.specs.coverage import Coverage
 from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
@@ -78,6 +80,8 @@ class RunSetup:
     model: ModelSetup
     dataset: Mapping[str, Any]
     held_out: SiteSetup | None = None
+    coverage: Coverage | None = None
+    """for quality control; ``None``: not known"""
 
     @property
     def all_sites(self) -> tuple[SiteSetup, ...]:
@@ -129,6 +133,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     special = "-random_encoder" if request.random_encoder else ""
     if start is not None:
         special += f"-from_{model.start_sha256[:8]}"
+    coverage = planned_coverage(preprocessed, plans)
     adaptation = f"{recipe.name}{special}__{request.plans_name}__{CONFIGURATION}"
     return [
         _run_setup(
@@ -144,6 +149,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             schedule,
             request,
             dataset,
+            coverage,
         )
         for name, members in groups.items()
     ]
@@ -184,6 +190,7 @@ def _run_setup(
     schedule: RunSchedule,
     request: TrainRequest,
     dataset: Mapping[str, Any],
+    coverage: Coverage | None,
 ) -> RunSetup:
     fold = folder / f"{name}__{_method_name(model.recipe, request.learning_rate)}__seed{request.seed}" / f"fold_{request.fold}"
     workers = request.workers or min(len(members), usable_cores())
@@ -215,7 +222,7 @@ def _run_setup(
         unseen = {case for case, site in owner.items() if site == left}
         held_out = site_setup(left, (), unseen if request.fold == "all" else unseen & folds["val"])
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
-    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, held_out)
+    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, held_out, coverage)
 
 
 def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:

@@ -1,4 +1,4 @@
-"""The thresholds of the planner, from ``plans/rules.toml``."""
+"""The thresholds of the planner and of quality control, from ``plans/rules.toml``."""
 
 import tomllib
 from importlib.resources import files
@@ -97,6 +97,15 @@ class TrainingRules(Document):
         return self
 
 
+class QualityRules(Document):
+    spacing_margin: PositiveFloat
+    extent_margin: PositiveFloat
+    intensity_mass: float = Field(gt=0, le=1)
+    max_outside: float = Field(gt=0, lt=1)
+    min_agreement: float = Field(gt=0, lt=1)
+    usual_foreground: float = Field(gt=0, le=1)
+
+
 class Thresholds(Document):
     """All of ``plans/rules.toml``."""
 
@@ -109,6 +118,7 @@ class Thresholds(Document):
     resampling: ResamplingRules
     prompts: PromptRules
     training: TrainingRules
+    quality: QualityRules
 
 
 def load_thresholds() -> Thresholds:

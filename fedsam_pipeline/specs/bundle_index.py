@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt
 
 from fedsam_pipeline.specs.base_model import WeightsSource
+from fedsam_pipeline.specs.coverage import COVERAGE_FILE
 from fedsam_pipeline.specs.document import Document, Rule
 
 FOLD_FILES = ("adapter.safetensors", "bundle.json", "manifest.json", "plans.json", "recipe.json")
@@ -56,7 +57,7 @@ class BundleIndex(Document):
             *([LICENCE_FILE] if self.base_weights else []),
             *(f"{folder}/{file}" for folder in folders for file in FOLD_FILES),
         }
-        of_folds = (TRAINING_FILE, POSTPROCESSING_FILE, DATASET_FILE)
+        of_folds = (TRAINING_FILE, POSTPROCESSING_FILE, DATASET_FILE, COVERAGE_FILE)
         optional = {POSTPROCESSING_FILE, *(f"{folder}/{file}" for folder in folders for file in of_folds)}
         if missing := sorted(required.difference(names)):
             yield f"members: {', '.join(missing)} missing"

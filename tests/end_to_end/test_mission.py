@@ -70,7 +70,7 @@ def test_planning_writes_what_the_formats_name(mission: Mission) -> None:
 def test_training_writes_what_the_formats_name(mission: Mission) -> None:
     fold = mission.folder / FOLD
     files = "run.json progress.jsonl progress.png communication.json adapter.safetensors validation/summary.json"
-    bundle = "bundle.json plans.json recipe.json manifest.json dataset.json"
+    bundle = "bundle.json plans.json recipe.json manifest.json dataset.json coverage.json"
     assert not [name for name in (files + " " + bundle).split() if not (fold / name).is_file()]
     assert sorted(path.name for path in (fold / "checkpoints").iterdir()) == ["round_0001", "round_0002"]
     for site in SITES:

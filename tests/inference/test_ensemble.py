@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsam_pipeline.inference.agreement import Agreement, CaseAgreement
 from fedsam_pipeline.inference.ensemble import gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.predictor import Predictor
 from tests.inference.plans_for_tests import PixelwiseModel, make_plans
@@ -49,3 +50,17 @@ def test_several_folds_are_the_mean_of_their_probabilities(number: int, tmp_path
 def test_nobody_predicts_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a predictor"):
         _gathered([], tmp_path)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_agreement_of_folds_is_that_of_their_own_answers(number: int, tmp_path: Path) -> None:
+    predictors = _predictors(number)
+    plain = _gathered(predictors, tmp_path)
+    watched = CaseAgreement.between(number, 1, 3)
+    parts = [part.copy() for part in stream_ensemble(predictors, _image(), tmp_path, agreement=watched)]
+    assert np.array_equal(np.moveaxis(np.concatenate(parts), 1, 0), plain)
+    expected = Agreement(number, 3)
+    expected.add([torch.from_numpy(p.predict_case(_image())).argmax(0).short() for p in predictors])
+    assert watched.folds is not None and watched.folds.dice() == expected.dice()
+    assert all(value is not None and 0 < value < 1 for value in expected.dice())
+    assert not list(tmp_path.iterdir())

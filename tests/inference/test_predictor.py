@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsam_pipeline.inference.agreement import Agreement
 from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.preprocessing.slabs import encoder_inputs, read_slab
 from fedsam_pipeline.specs.plans import Plans
 from tests.inference.plans_for_tests import MixingModel, PixelwiseModel, make_plans
@@ -150,3 +152,33 @@ def test_misuse_is_refused() -> None:
         Predictor(PixelwiseModel().eval(), plans, step_size=0.0)
     with pytest.raises(ValueError, match="mirror_axes among"):
         Predictor(PixelwiseModel().eval(), plans, mirror_axes=(3,))
+
+
+class LeaningModel(PixelwiseModel):
+    """Class 1 left of the window's middle, else background: mirrored images contradict each other."""
+
+    def decode(self, embeddings: torch.Tensor, prompts: Prompts | None = None) -> torch.Tensor:
+        """Logits (N, 3, h, w)."""
+        left = torch.linspace(1, -1, embeddings.shape[-1]).expand(embeddings[:, 0].shape)
+        return torch.stack([-left, left, torch.full_like(left, -9.0)], dim=1)
+
+
+def test_mirrored_images_that_contradict_each_other_are_seen() -> None:
+    for model, axes, expected in ((LeaningModel(), (2,), 0.0), (LeaningModel(), (1,), 1.0), (LeaningModel(), (1, 2), 1 / 3)):
+        mirrors = Agreement(2 ** len(axes), 3)
+        predictor = Predictor(model.eval(), make_plans(), mirror_axes=axes, batch_slices=2)
+        plain = predictor.predict_case(_image(1, 5, 13, 8))
+        parts = [part.copy() for part in predictor.stream_case(_image(1, 5, 13, 8), mirrors=mirrors)]
+        assert np.array_equal(np.moveaxis(np.concatenate(parts), 1, 0), plain)
+        first, second = mirrors.dice()
+        assert first == pytest.approx(expected) and second is None
+
+
+@pytest.mark.parametrize("model_class", [PixelwiseModel, MixingModel])
+def test_mirrored_images_of_a_pixelwise_model_agree(model_class: type[PixelwiseModel]) -> None:
+    mirrors = Agreement(4, 3)
+    predictor = Predictor(
+        model_class().eval(), make_plans(slice_mixing="none", encoder_inputs=[[{"channel": 0, "offset": 0}]] * 3), mirror_axes=(1, 2)
+    )
+    list(predictor.stream_case(_image(1, 6, 19, 11), mirrors=mirrors))
+    assert all(value is None or value == pytest.approx(1) for value in mirrors.dice())

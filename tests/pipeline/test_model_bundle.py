@@ -26,6 +26,7 @@ from fedsam_pipeline.model.trained_files import load_tensors, save_tensors
 from fedsam_pipeline.pipeline.export_model import export_model
 from fedsam_pipeline.pipeline.import_model import import_model
 from tests.conftest import make_tiny_plans
+from tests.inference.coverage_for_tests import make_coverage
 from tests.pipeline.trained_runs import RUN, SECRETS, write_fold
 
 Members = dict[str, bytes]
@@ -195,6 +196,20 @@ def test_a_fold_without_records_is_exported_and_says_so(made: Path) -> None:
     assert "No record of the training" in members["MODEL_CARD.md"].decode()
     shutil.rmtree(RESULTS)
     assert import_model(Path("bare.zip")).index.folds == ("0",)
+
+
+def test_coverage_travels_with_the_model_and_must_be_its_plans(made: Path) -> None:
+    shutil.copytree(made / RUN, RESULTS / RUN)
+    make_coverage(channels=({"name": "MRI", "spans": ((1.0, 2.0),)},)).save(RESULTS / RUN / "fold_0" / "coverage.json")
+    members = members_of(export_model(Path("covered.zip")))
+    assert "fold_0/coverage.json" in members and "fold_1/coverage.json" not in members
+    shutil.rmtree(RESULTS)
+    imported = import_model(Path("covered.zip"))
+    assert (imported.folder / "fold_0" / "coverage.json").read_bytes() == members["fold_0/coverage.json"]
+    make_coverage().save(imported.folder / "fold_0" / "coverage.json")  # of another channel
+    export_model(Path("wrong.zip"), model=imported.folder)
+    shutil.rmtree(RESULTS)
+    refused(Path("wrong.zip"), r"a model's coverage does not belong to its plan[\s\S]*channels MR\n")
 
 
 def test_postprocessing_travels_with_the_model(made: Path) -> None:

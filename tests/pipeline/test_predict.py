@@ -30,6 +30,9 @@ from tests.inference.plans_for_tests import make_plans
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)  # an orientation that is not canonical
 GEOMETRY = Geometry((6, 10, 9), (1.0, 1.0, 1.0), (5.0, -3.0, 2.0), FLIPPED)
 
+WRITTEN = ["logs", "prediction.json", "qc", "qc.csv", "qc.html", "qc.json"]
+"""beside the masks"""
+
 
 class ThresholdModel(nn.Module):
     """Class 1 where the middle input is above zero, else background; class 2 never."""
@@ -102,7 +105,7 @@ def test_the_mission_command_needs_no_flags(capsys: pytest.CaptureFixture[str]) 
     for case, block in blocks.items():
         mask = read_labels(Path("masks") / f"{case}.nii.gz")
         assert np.array_equal(mask.array, block)
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["a.nii.gz", "b.nii.gz", "dataset.json", "logs", "prediction.json"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["a.nii.gz", "b.nii.gz", *WRITTEN]
 
 
 def test_masks_lie_exactly_where_their_images_lie() -> None:
@@ -163,7 +166,7 @@ def test_a_failing_case_is_named_and_the_others_finish(capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 of 2 cases failed, the others are written to masks"
     assert lines[1].startswith("  bad: an image file cannot be read")
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["dataset.json", "good.nii.gz", "logs", "prediction.json"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["good.nii.gz", *WRITTEN]
     log = next((Path("masks") / "logs").iterdir()).read_text()
     assert "bad FAILED" in log
 
