@@ -30,7 +30,7 @@ from tests.inference.plans_for_tests import make_plans
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)  # an orientation that is not canonical
 GEOMETRY = Geometry((6, 10, 9), (1.0, 1.0, 1.0), (5.0, -3.0, 2.0), FLIPPED)
 
-WRITTEN = ["logs", "prediction.json", "qc", "qc.csv", "qc.html", "qc.json"]
+WRITTEN = ["dataset.json", "logs", "prediction.json", "qc", "qc.csv", "qc.html", "qc.json"]
 """beside the masks"""
 
 
