@@ -51,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write CASE_probabilities.b2nd beside each mask, for fedsam_ensemble"
     )
+    parser.add_argument(
+        "--disable_postprocessing", action="store_true", help="leave the masks as predicted, whatever was chosen for the model"
+    )
     parser.add_argument("--continue_prediction", action="store_true", help="leave out cases whose masks are there")
     parser.add_argument("-num_parts", type=positive_int, default=1, metavar="N", help="share the cases between N processes")
     parser.add_argument("-part_id", type=not_negative_int, default=0, metavar="N", help="which of the parts to predict, from 0")
@@ -82,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue_prediction=arguments.continue_prediction,
             num_parts=arguments.num_parts,
             part_id=arguments.part_id,
+            postprocessing=not arguments.disable_postprocessing,
             max_memory=None if arguments.max_memory is None else int(arguments.max_memory * 1e9),
         )
 

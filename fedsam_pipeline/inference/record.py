@@ -5,6 +5,7 @@ from typing import Literal
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.document import Document
+from fedsam_pipeline.specs.postprocessing import MaskRule
 
 RECORD_FILE = "prediction.json"
 
@@ -18,6 +19,8 @@ class PredictionRecord(Document):
     """of the folds, in their order"""
     mirror_axes: tuple[int, ...]
     step_size: float
+    postprocessing: tuple[MaskRule, ...] = ()
+    """what was applied to the masks, in order; saved probabilities are without it"""
 
     def made(self, path: Path) -> bool:
         """Whether the file says that the masks beside it were made in this way; ``False`` where it is missing or says nothing."""

@@ -14,6 +14,7 @@ from fedsam_pipeline.model.bundle_zip import DISTRIBUTION, licence_text, write_b
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, MANIFEST_FILE, PLANS_FILE, RECIPE_FILE
 from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.pipeline.find_postprocessing import read_postprocessing
 from fedsam_pipeline.pipeline.predict import common_plans
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.report.model_card import model_card
@@ -68,7 +69,10 @@ def export_model(
     for fold, each in trained.items():
         members |= {f"fold_{fold}/{file}": content for file, content in _fold_members(each, records.get(fold)).items()}
     if (run / POSTPROCESSING_FILE).is_file():
-        members[POSTPROCESSING_FILE] = _json_bytes(read_json(run / POSTPROCESSING_FILE))
+        postprocessing = read_postprocessing(
+            run / POSTPROCESSING_FILE, plans, fix=f"copy the whole run again, or leave {POSTPROCESSING_FILE} out"
+        )
+        members[POSTPROCESSING_FILE] = _json_bytes(postprocessing.published(DEFAULT_FLOOR).to_dict())
     write_bundle(
         path, members, dataset_name=plans.dataset_name, configuration=configuration, run=run_name, base=base, folds=sorted(trained)
     )
@@ -152,8 +156,6 @@ def _fold_members(fold: TrainedFold, record: TrainingRecord | None) -> dict[str,
     }
     if record is not None:
         members[TRAINING_FILE] = _json_bytes(record.to_dict())
-    if (fold.folder / POSTPROCESSING_FILE).is_file():
-        members[POSTPROCESSING_FILE] = _json_bytes(read_json(fold.folder / POSTPROCESSING_FILE))
     return members
 
 

@@ -10,8 +10,9 @@ from fedsam_pipeline.model.bundle_zip import GET_AGAIN, open_bundle
 from fedsam_pipeline.model.registry import BASE_MODELS
 from fedsam_pipeline.model.weights import cache_folder
 from fedsam_pipeline.paths import data_folders
+from fedsam_pipeline.pipeline.find_postprocessing import read_postprocessing
 from fedsam_pipeline.pipeline.predict import common_plans
-from fedsam_pipeline.specs.bundle_index import INDEX_FILE, TRAINING_FILE, BundleIndex
+from fedsam_pipeline.specs.bundle_index import INDEX_FILE, POSTPROCESSING_FILE, TRAINING_FILE, BundleIndex
 from fedsam_pipeline.specs.training_record import TrainingRecord
 
 
@@ -87,6 +88,8 @@ def _check_contents(source: Path, index: BundleIndex, folds: list[Path]) -> None
             if (folder / TRAINING_FILE).is_file():
                 TrainingRecord.load(folder / TRAINING_FILE, fix=GET_AGAIN)
         plans = common_plans(folds)
+        if (run := folds[0].parent).joinpath(POSTPROCESSING_FILE).is_file():
+            read_postprocessing(run / POSTPROCESSING_FILE, plans, fix=GET_AGAIN)
     except FedsamError as error:
         raise FedsamError(
             f"the bundle does not fit this version of fedsam-pipeline, or does not hang together: {error.what}",

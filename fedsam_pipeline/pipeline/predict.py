@@ -18,6 +18,7 @@ from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE, PLANS_FILE, RETRAIN, BundleInfo
 from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.pipeline.find_postprocessing import steps_of
 from fedsam_pipeline.pipeline.predict_cases import CasePredictor
 from fedsam_pipeline.specs.plans import Plans
 
@@ -40,6 +41,7 @@ def predict(
     num_parts: int = 1,
     part_id: int = 0,
     max_memory: int | None = None,
+    postprocessing: bool = True,
 ) -> int:
     """Predicts every image of ``source`` and writes its mask.
 
@@ -57,6 +59,7 @@ def predict(
         continue_prediction: leave out cases whose files are there, made by the same models in the same way.
         num_parts, part_id: predict every ``num_parts``-th case, from number ``part_id`` on, so that several processes share the work.
         max_memory: bytes of main memory to stay within where possible, at the cost of time; ``None``: no limit.
+        postprocessing: apply what was chosen for the run, if anything.
 
     Returns:
         0, or 1 where some cases of a folder failed: they are named, the others are written.
@@ -78,6 +81,7 @@ def predict(
         adapters_sha256=tuple(BundleInfo.load(fold / BUNDLE_FILE, fix=RETRAIN).adapter_sha256 for fold in fold_folders),
         mirror_axes=tuple(sorted(set(mirror_axes))) if test_time_augmentation else (),
         step_size=1 - plans.window_overlap if step_size is None else step_size,
+        postprocessing=steps_of(fold_folders, plans) if postprocessing else (),
     )
     cases = all_cases[part_id::num_parts]
     if continue_prediction:
@@ -102,12 +106,18 @@ def predict(
             record.save(folder / RECORD_FILE)
         chosen = choose_device(device)
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(fold_folders), chosen, log_path)
+        log.info("postprocessing: %s", ", ".join(map(str, record.postprocessing)) or "none")
         models = FoldModels(fold_folders, chosen)
         predictor = Predictor(
             models.model, plans, chosen, autocast_dtype(chosen), mirror_axes=record.mirror_axes, step_size=record.step_size
         )
         runner = CasePredictor(
-            FoldPredictors(models, predictor), predictor, plans, save_probabilities=save_probabilities, max_memory=max_memory
+            FoldPredictors(models, predictor),
+            predictor,
+            plans,
+            save_probabilities=save_probabilities,
+            max_memory=max_memory,
+            postprocessing=record.postprocessing,
         )
         failures = runner.run(cases)
     return report_outcome(failures, len(cases), target)

@@ -22,9 +22,11 @@ from fedsam_pipeline.inference.inputs import InputCase
 from fedsam_pipeline.inference.memory_budget import BatchSizes, batch_sizes, reading_bytes, slice_cost, used_memory
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path, write_probabilities
+from fedsam_pipeline.postprocessing.apply import apply_rules
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.postprocessing import MaskRule
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +50,25 @@ class CasePredictor:
         save_probabilities: write them beside the masks, too.
         max_memory: bytes of main memory that this process may use; what does not fit is done in smaller portions, and images are read
             ahead only where both fit. ``None``: no limit.
+        postprocessing: rules for the masks, in order; probabilities are written without.
     """
 
     def __init__(
-        self, predictors: FoldPredictors, predictor: Predictor, plans: Plans, *, save_probabilities: bool, max_memory: int | None
+        self,
+        predictors: FoldPredictors,
+        predictor: Predictor,
+        plans: Plans,
+        *,
+        save_probabilities: bool,
+        max_memory: int | None,
+        postprocessing: Sequence[MaskRule] = (),
     ) -> None:
         self._predictors = predictors
         self._predictor = predictor
         self._plans = plans
         self._save_probabilities = save_probabilities
         self._max_memory = max_memory
+        self._postprocessing = postprocessing
         self._most_slices = predictor.batch_slices
         self._cost = slice_cost(predictor)
         self._ahead: Future[ReadCase] | None = None
@@ -84,6 +95,7 @@ class CasePredictor:
                 started, place = time.perf_counter(), f"[{number}/{len(cases)}] {case.case}"
                 try:
                     mask, geometry = self._predict(case, following, reader, bar.update)
+                    mask = apply_rules(mask, geometry.spacing, self._postprocessing, self._plans.labels)
                     wait([writing])  # one mask at most is written meanwhile
                     writing = writer.submit(write_labels, case.output, mask, geometry, case.channels[0])
                 except Exception as error:

@@ -97,6 +97,10 @@ class TrainingRules(Document):
         return self
 
 
+class PostprocessingRules(Document):
+    min_volume_shares: tuple[PositiveFloat, ...]
+
+
 class Thresholds(Document):
     """All of ``plans/rules.toml``."""
 
@@ -109,6 +113,7 @@ class Thresholds(Document):
     resampling: ResamplingRules
     prompts: PromptRules
     training: TrainingRules
+    postprocessing: PostprocessingRules
 
 
 def load_thresholds() -> Thresholds:

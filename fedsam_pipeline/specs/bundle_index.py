@@ -54,7 +54,7 @@ class BundleIndex(Document):
             *([LICENCE_FILE] if self.base_weights else []),
             *(f"{folder}/{file}" for folder in folders for file in FOLD_FILES),
         }
-        optional = {POSTPROCESSING_FILE, *(f"{folder}/{file}" for folder in folders for file in (TRAINING_FILE, POSTPROCESSING_FILE))}
+        optional = {POSTPROCESSING_FILE, *(f"{folder}/{TRAINING_FILE}" for folder in folders)}
         if missing := sorted(required.difference(names)):
             yield f"members: {', '.join(missing)} missing"
         if unknown := sorted(set(names) - required - optional):
