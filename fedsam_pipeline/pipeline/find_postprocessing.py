@@ -35,7 +35,7 @@ def common_steps(sources: Sequence[Path]) -> tuple[MaskRule, ...]:
         FedsamError: a record is broken.
     """
     known = [
-        PredictionRecord.load(source / RECORD_FILE, fix="predict this folder again").postprocessing
+        PredictionRecord.load(source / RECORD_FILE, fix="predict this folder again, or --disable_postprocessing").postprocessing
         if (source / RECORD_FILE).is_file()
         else None
         for source in sources
