@@ -61,18 +61,18 @@ def export_model(
     _check_target(path, overwrite)
     records = {fold: record for fold, each in trained.items() if (record := training_record(each.folder)) is not None}
     base = base_model_spec(plans.base_model)
-    members: dict[str, bytes | Path] = {
-        CARD_FILE: model_card(trained, records, licence=licence, made_with=version(DISTRIBUTION)).encode("utf-8")
-    }
+    again = f"copy the whole run again, or leave {POSTPROCESSING_FILE} out"
+    found = (run / POSTPROCESSING_FILE).is_file()
+    postprocessing = read_postprocessing(run / POSTPROCESSING_FILE, plans, fix=again) if found else None
+    steps = postprocessing.steps if postprocessing else ()
+    card = model_card(trained, records, licence=licence, made_with=version(DISTRIBUTION), postprocessing=steps)
+    members: dict[str, bytes | Path] = {CARD_FILE: card.encode("utf-8")}
+    if postprocessing is not None:
+        members[POSTPROCESSING_FILE] = _json_bytes(postprocessing.published(DEFAULT_FLOOR).to_dict())
     if base.weights is not None:
         members[LICENCE_FILE] = licence_text(base.weights.licence)
     for fold, each in trained.items():
         members |= {f"fold_{fold}/{file}": content for file, content in _fold_members(each, records.get(fold)).items()}
-    if (run / POSTPROCESSING_FILE).is_file():
-        postprocessing = read_postprocessing(
-            run / POSTPROCESSING_FILE, plans, fix=f"copy the whole run again, or leave {POSTPROCESSING_FILE} out"
-        )
-        members[POSTPROCESSING_FILE] = _json_bytes(postprocessing.published(DEFAULT_FLOOR).to_dict())
     write_bundle(
         path, members, dataset_name=plans.dataset_name, configuration=configuration, run=run_name, base=base, folds=sorted(trained)
     )

@@ -182,6 +182,7 @@ def test_it_travels_with_the_model(tmp_path: Path) -> None:
     export_model(Path("model.zip"))
     installed = import_model(Path("model.zip"), target=tmp_path / "installed").folder
     document = Postprocessing.load(installed / "postprocessing.json")
+    assert "- components of lesion from 30 mm3\n- largest component of organ" in (installed / "MODEL_CARD.md").read_text()
     assert document == Postprocessing.load(RUN / "postprocessing.json")
     run("-o", "there", "-m", str(installed))
     assert all(np.array_equal(here.array, there.array) for here, there in zip(masks("here"), masks("there"), strict=True))
