@@ -39,9 +39,10 @@ def answer(setup: SiteSetup, decided: Sequence[MaskRule], candidates: Sequence[M
             mask = masks.read(name, reference.shape)
             deltas.append(case_deltas(reference, mask, spacing, decided, candidates, labels.classes, groups, IGNORE))
             counted.append(known.get(owner, everything))
-    if not deltas:
-        return DeltaSums({}, tuple({} for _ in candidates))
-    return sum_cases(deltas, counted, names)
+    sums = sum_cases(deltas, counted, names) if deltas else DeltaSums({}, tuple({} for _ in candidates))
+    told = ", ".join(f"{name} {number}" for name, number in sums.cases.items())
+    log.info("postprocessing: asked of %s; told sums over cases of %s", ", ".join(map(str, candidates)), told or "nothing")
+    return sums
 
 
 def _released(setup: SiteSetup) -> dict[str, MaskIndex]:
@@ -53,7 +54,7 @@ def _released(setup: SiteSetup) -> dict[str, MaskIndex]:
     found = {fold: index for fold in sorted({setup.fold, *setup.other_folds}) if (index := _kept(setup, fold).index()) is not None}
     agreed = setup.model.plans.preprocessing_sha256()
     there = {fold: index for fold, index in found.items() if index.preprocessing_sha256 == agreed}
-    for fold in found.keys() - there.keys():
+    for fold in sorted(found.keys() - there.keys()):
         log.warning("the masks of fold %s are of another plan: left out", fold)
     released = {
         fold
