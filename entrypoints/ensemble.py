@@ -18,6 +18,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", dest="target", type=Path, required=True, metavar="MASKS", help="folder of masks")
     parser.add_argument("--save_probabilities", action="store_true", help="write the mean probabilities, too")
+    parser.add_argument(
+        "--disable_postprocessing",
+        action="store_true",
+        help="leave the masks as averaged, also where all folders had the same postprocessing",
+    )
     return parser
 
 
@@ -27,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(arguments: argparse.Namespace) -> int:
         from fedsam_pipeline.pipeline.ensemble import ensemble
 
-        return ensemble(arguments.sources, arguments.target, save_probabilities=arguments.save_probabilities)
+        return ensemble(
+            arguments.sources,
+            arguments.target,
+            save_probabilities=arguments.save_probabilities,
+            postprocessing=not arguments.disable_postprocessing,
+        )
 
     return run_command(build_parser(), body, argv)

@@ -60,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompts", type=Path, metavar="FILE", help="JSON of boxes or points in mm, for a model trained with prompts (docs/formats.md)"
     )
     parser.add_argument("--self_prompt", action="store_true", help="predict twice: the first mask prompts the second; twice the time")
+    parser.add_argument(
+        "--disable_postprocessing", action="store_true", help="leave the masks as predicted, whatever was chosen for the model"
+    )
     parser.add_argument("--continue_prediction", action="store_true", help="leave out cases whose masks are there")
     parser.add_argument("-num_parts", type=positive_int, default=1, metavar="N", help="share the cases between N processes")
     parser.add_argument("-part_id", type=not_negative_int, default=0, metavar="N", help="which of the parts to predict, from 0")
@@ -92,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_parts=arguments.num_parts,
             part_id=arguments.part_id,
             dicom_seg=arguments.dicom_seg,
+            postprocessing=not arguments.disable_postprocessing,
             max_memory=None if arguments.max_memory is None else int(arguments.max_memory * 1e9),
             prompts=arguments.prompts,
             self_prompt=arguments.self_prompt,

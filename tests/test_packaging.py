@@ -28,8 +28,8 @@ FLOORS = {
     "pipeline": 7,
     "entrypoints": 8,
 }
-SAME_FLOOR = {("planning", "preprocessing")}
-"""fingerprints are taken of cropped volumes, by the same worker processes"""
+SAME_FLOOR = {("planning", "preprocessing"), ("postprocessing", "evaluation")}
+"""fingerprints are taken of cropped volumes, by the same worker processes; rules are judged by the Dice that is reported"""
 
 
 def modules() -> Iterator[tuple[str, Path, ast.Module]]:

@@ -20,26 +20,33 @@ from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.codec.coding import ReferenceMissing
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.messages import (
+    CANDIDATES,
     CONFIG,
+    DECIDED,
     DECODE_SECONDS,
     ENCODE_SECONDS,
     FOLDED,
+    KEEP_MASKS,
     METRICS,
     NUM_EXAMPLES,
     PAYLOAD,
     PROXIMAL_MU,
     REFERENCE_MISSING,
+    SUMS,
     VALIDATION,
     VALIDATION_SHARED,
     from_arrays,
     from_record,
     to_record,
 )
+from fedsam_pipeline.flower.site_postprocessing import answer
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.memory import keep_freed_memory
 from fedsam_pipeline.specs.manifest import Wire
+from fedsam_pipeline.specs.postprocessing import MaskRule
 from fedsam_pipeline.training.local_trainer import RunSchedule, TrainingDiverged
 
 log = logging.getLogger(__name__)
@@ -91,6 +98,10 @@ def make_client_app(find_setup: FindSetup) -> ClientApp:
     @app.evaluate("fold")
     def evaluate(message: Message, context: Context) -> Message:
         return answer_safely(message, context, find_setup, _evaluate)
+
+    @app.query("postprocessing")
+    def postprocessing(message: Message, context: Context) -> Message:
+        return answer_safely(message, context, find_setup, _postprocessing)
 
     return app
 
@@ -168,13 +179,28 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     worker = SiteWorker(setup)
     rounds_done = int(_number(config, "round"))
     decode_seconds = _receive(content, worker, rounds_done)
-    validation = worker.evaluate(rounds_done=rounds_done, report=setup.state_folder / "validation.json")
+    masks = KeptMasks(setup.state_folder) if config[KEEP_MASKS] else None
+    personal = bool(worker.manifest.personal)  # then the shared model is the one that is handed on, and its masks are kept
+    validation = worker.evaluate(rounds_done=rounds_done, report=setup.state_folder / "validation.json", masks=None if personal else masks)
     reply = _reply_config(config, setup, validation)
-    if worker.manifest.personal:
+    if personal:
         worker.write_personal_bundle(rounds_done=rounds_done)
-        shared = worker.evaluate(rounds_done=rounds_done, personal=False, report=setup.state_folder / "validation_shared.json")
+        shared = worker.evaluate(rounds_done=rounds_done, personal=False, report=setup.state_folder / "validation_shared.json", masks=masks)
         reply[VALIDATION_SHARED] = _scores(shared, setup)
     return RecordDict({CONFIG: reply, METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases), DECODE_SECONDS: decode_seconds})})
+
+
+def _postprocessing(content: RecordDict, setup: SiteSetup) -> RecordDict:
+    """No model is needed, and none is built."""
+    config = _checked_config(content, setup)
+    sums = answer(setup, _rules(config, DECIDED), _rules(config, CANDIDATES))
+    reply = {"run_id": config["run_id"], "round": config["round"], "attempt": config["attempt"], "site": setup.site}
+    told = ConfigRecord(reply | {SUMS: json.dumps(sums.to_dict(), allow_nan=False)})
+    return RecordDict({CONFIG: told, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
+
+
+def _rules(config: ConfigRecord, key: str) -> list[MaskRule]:
+    return [MaskRule.from_dict(value) for value in json.loads(str(config[key]))]
 
 
 def _receive(content: RecordDict, worker: SiteWorker, rounds_done: int) -> float:

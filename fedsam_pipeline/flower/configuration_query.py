@@ -15,12 +15,12 @@ from flwr.serverapp import Grid
 from fedsam_pipeline.evaluation.dice_sums import DiceSums
 from fedsam_pipeline.flower.client_app import AgreementBroken, SiteProcess, answer_safely
 from fedsam_pipeline.flower.exchange import answers
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_CONFIGURATIONS
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_CONFIGURATIONS, SUMS
 
 log = logging.getLogger(__name__)
 MAX_ANSWER = 1 << 20
 """characters of an answer"""
-CONFIGURATIONS, QUERY_ID, SUMS = "configurations", "query_id", "sums"
+CONFIGURATIONS, QUERY_ID = "configurations", "query_id"
 
 
 class ConfigurationTask(SiteProcess, Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsam_pipeline.federation.updates import UpdateRefused
 
 TRAIN_ROUND, EVALUATE_FOLD = "train.round", "evaluate.fold"
-QUERY_CONFIGURATIONS = "query.configurations"
+QUERY_CONFIGURATIONS, QUERY_POSTPROCESSING = "query.configurations", "query.postprocessing"
 PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
 NUM_EXAMPLES = "num_examples"
 FOLDED = "folded"
@@ -19,6 +19,10 @@ REFERENCE_MISSING = "reference_missing"
 """a site's answer to a payload whose reference it does not hold: the server sends the full state"""
 PROXIMAL_MU = "proximal-mu"
 """key of the train message's config under which Flower's FedProx sends the strength of the proximal term"""
+KEEP_MASKS = "keep_masks"
+"""key of the evaluate message's config: whether the sites keep the masks, from which postprocessing is chosen"""
+DECIDED, CANDIDATES, SUMS = "decided", "candidates", "sums"
+"""of the question for postprocessing: rules that apply before, rules to judge; and of its answer"""
 VALIDATION, VALIDATION_SHARED = "validation", "validation_shared"
 """scores of a site's own model, and of the one that all sites share, where some tensors stay at the sites"""
 

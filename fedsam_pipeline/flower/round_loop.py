@@ -22,12 +22,14 @@ from fedsam_pipeline.federation.codec.coding import Encoded, decode
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.exchange import answers
 from fedsam_pipeline.flower.messages import (
     CONFIG,
     DECODE_SECONDS,
     ENCODE_SECONDS,
     EVALUATE_FOLD,
     FOLDED,
+    KEEP_MASKS,
     NUM_EXAMPLES,
     PAYLOAD,
     TRAIN_ROUND,
@@ -41,11 +43,6 @@ from fedsam_pipeline.specs.manifest import Manifest, Wire
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 0.1
-
-
-class RunStopped(RuntimeError):
-    """Someone asked the run to stop."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +155,11 @@ class RoundLoop:
             self._checkpoints.save(round_number, tensors | self._aggregator.state() | self._downlink.state())
         return tensors
 
-    def evaluate(self, tensors: dict[str, Tensor]) -> FinalScores:
-        """Scores the final model on every site's whole fold."""
+    def evaluate(self, tensors: dict[str, Tensor], *, keep_masks: bool = False) -> FinalScores:
+        """Scores the final model on every site's whole fold; ``keep_masks``: the sites keep the masks for choosing postprocessing."""
         started = time.perf_counter()
         config = self._config(self._plan.schedule.rounds, validate=True)
+        config[KEEP_MASKS] = keep_masks
         configs = dict.fromkeys(sorted(self._grid.get_node_ids()), config)
         replies, _, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
         traffic = self._traffic(self._plan.schedule.rounds, down, replies, EVALUATE_FOLD)
@@ -286,14 +284,7 @@ class RoundLoop:
             content = RecordDict({**records, CONFIG: config})
             messages.append(Message(content, dst_node_id=node, message_type=kind))
             down[node] += Sent(folded, encoded.figures.bytes_after, message_bytes(content), encoded.figures.seconds)
-        waiting = set(self._grid.push_messages(messages))
-        deadline = None if self._plan.timeout is None else time.monotonic() + self._plan.timeout
-        while waiting and (deadline is None or time.monotonic() < deadline):
-            for message in self._grid.pull_messages(waiting):
-                waiting.discard(message.metadata.reply_to_message_id)
-                yield message
-            if waiting and self._stop.wait(POLL_SECONDS):
-                raise RunStopped("the run was stopped while sites were computing")
+        yield from answers(self._grid, messages, self._plan.timeout, self._stop)
 
     def _traffic(self, round_number: int, down: dict[int, Sent], replies: list[SiteReply], kind: str) -> dict[str, Any]:
         count, before = len(self._manifest.federated), 4 * self._manifest.federated_parameters

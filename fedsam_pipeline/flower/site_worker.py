@@ -20,11 +20,13 @@ from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
 from fedsam_pipeline.files import write_json
+from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
+from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.manifest import Manifest, Wire
@@ -57,6 +59,11 @@ class SiteSetup:
         annotated: owning site to the foreground values it annotated, of the sites that did not annotate every class. Known here only: the
             plan is the same everywhere.
         regions: name to the values it unites, in the order of the scores; empty where the plan's classes are scored.
+        fold: name of the fold.
+        other_folds: name to this site's state folder in the same run's other folds, trained or not, whose validation cases are not seen by
+            the models that they score either: postprocessing is chosen from all of them.
+        patients: case to patient, where patients have several cases.
+        privacy_floor: patients that the sums stand for from which postprocessing is chosen.
     """
 
     site: str
@@ -73,6 +80,10 @@ class SiteSetup:
     workers: int = 1
     annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fold: str = "0"
+    other_folds: dict[str, Path] = field(default_factory=dict)
+    patients: dict[str, str] = field(default_factory=dict)
+    privacy_floor: int = DEFAULT_FLOOR
 
     @property
     def labels(self) -> LabelScheme:
@@ -262,6 +273,7 @@ class SiteWorker:
         personal: bool = True,
         max_cases: int | None = None,
         report: Path | None = None,
+        masks: KeptMasks | None = None,
     ) -> dict[str, SiteDice]:
         """Scores the received model on whole validation volumes, on the plan's grid.
 
@@ -271,6 +283,7 @@ class SiteWorker:
                 model that all sites share.
             max_cases: at most so many cases, evenly spread over the sorted list; ``None`` for all.
             report: file for the scores of single cases; it stays at the site.
+            masks: keeps the predicted masks; they stay at the site.
 
         Returns:
             Dice by owning site, of the regions or else of the classes; empty where the fold has no validation case here. Ignored voxels do
@@ -285,10 +298,14 @@ class SiteWorker:
         predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
         tables: dict[str, list[NDArray[np.int64]]] = {}
         rows = []
+        if masks is not None:
+            masks.clear()
         with folded_residuals(self._adapted.model, self._residuals):
             for name in _spread(sorted(setup.val_cases), max_cases):
                 case = self._store.open(name)
                 prediction = np.concatenate([logits.argmax(axis=1) for logits in predictor.stream_case(case.image)])
+                if masks is not None:
+                    masks.add(name, prediction)
                 table = counts(np.asarray(case.labels[:]), prediction, len(labels.classes), groups=groups, ignore=IGNORE)
                 site = setup.owner[name]
                 tables.setdefault(site, []).append(table)
@@ -300,6 +317,8 @@ class SiteWorker:
                         "tp_fp_fn": [row if scored else None for row, scored in zip(table.tolist(), known, strict=True)],
                     }
                 )
+        if masks is not None:
+            masks.finish(setup.model.plans.preprocessing_sha256(), {name: setup.owner[name] for name in setup.val_cases})
         if report is not None:
             write_json(report, {"schema_version": 1, "grid": "plan", "cases": rows})
         return {site: summarize_site(of_site, scorable.get(site)) for site, of_site in sorted(tables.items())}

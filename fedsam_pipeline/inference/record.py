@@ -5,6 +5,7 @@ from typing import Literal
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.document import Document
+from fedsam_pipeline.specs.postprocessing import MaskRule
 
 RECORD_FILE = "prediction.json"
 
@@ -21,6 +22,8 @@ class PredictionRecord(Document):
     prompts_sha256: str | None = None
     """of the content of the file of prompts"""
     self_prompt: bool = False
+    postprocessing: tuple[MaskRule, ...] = ()
+    """what was applied to the masks, in order; saved probabilities are without it"""
 
     def made(self, path: Path) -> bool:
         """Whether the file says that the masks beside it were made in this way; ``False`` where it is missing or says nothing."""

@@ -15,7 +15,9 @@ from fedsam_pipeline.inference.inputs import mask_ending
 from fedsam_pipeline.inference.label_names import LabelFile, copied_content
 from fedsam_pipeline.inference.probabilities import AGAIN, ENDING, open_probabilities, probabilities_path
 from fedsam_pipeline.logs import log_file
+from fedsam_pipeline.pipeline.find_postprocessing import common_steps
 from fedsam_pipeline.pipeline.predict import report_outcome
+from fedsam_pipeline.postprocessing.apply import apply_rules
 from fedsam_pipeline.specs.bundle_index import DATASET_FILE
 
 log = logging.getLogger(__name__)
@@ -30,22 +32,24 @@ class EnsembleCase:
     mask: Path
 
 
-def ensemble(sources: Sequence[Path], target: Path, *, save_probabilities: bool = False) -> int:
+def ensemble(sources: Sequence[Path], target: Path, *, save_probabilities: bool = False, postprocessing: bool = True) -> int:
     """Averages the probabilities of every case over all folders and writes its mask.
 
     Args:
         sources: folders that ``fedsam_predict --save_probabilities`` (or this function) wrote.
         target: folder of the masks.
         save_probabilities: write the mean probabilities, too.
+        postprocessing: apply what the masks of all folders were made with, where that is the same.
 
     Returns:
         0, or 1 where some cases failed: they are named, the others are written.
 
     Raises:
-        FedsamError: a folder is missing, has no probabilities, lacks a case that another one has, or is ``target``; its ``dataset.json`` is
-            broken, or another one stands in ``target``.
+        FedsamError: a folder is missing, has no probabilities, lacks a case that another one has, or is ``target``, or does not say how its
+            masks were made in a form that can be read; its ``dataset.json`` is broken, or another one stands in ``target``.
     """
     cases = _find_cases(sources, target)
+    steps = common_steps(sources) if postprocessing else ()
     failures: dict[str, str] = {}
     endings = {mask_ending(case.mask) for case in cases}
     names = copied_content(sources)
@@ -60,6 +64,7 @@ def ensemble(sources: Sequence[Path], target: Path, *, save_probabilities: bool 
             try:
                 members = [open_probabilities(path) for path in case.members]
                 mask = average(members, probabilities_path(output, case.case) if save_probabilities else None)
+                mask = apply_rules(mask, members[0].geometry.spacing, steps, members[0].labels)
                 write_labels(output, mask, members[0].geometry, like=case.mask, class_names=members[0].labels)
             except Exception as error:
                 if len(cases) == 1:

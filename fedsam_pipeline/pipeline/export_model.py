@@ -15,6 +15,7 @@ from fedsam_pipeline.model.bundle_zip import DISTRIBUTION, licence_text, write_b
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, MANIFEST_FILE, PLANS_FILE, RECIPE_FILE
 from fedsam_pipeline.paths import choose_dataset, data_folders
+from fedsam_pipeline.pipeline.find_postprocessing import read_postprocessing
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.report.model_card import model_card
 from fedsam_pipeline.specs.bundle_index import (
@@ -69,15 +70,18 @@ def export_model(
     _check_target(path, overwrite)
     records = {fold: record for fold, each in trained.items() if (record := training_record(each.folder)) is not None}
     base = base_model_spec(plans.base_model)
-    members: dict[str, bytes | Path] = {
-        CARD_FILE: model_card(trained, records, licence=licence, made_with=version(DISTRIBUTION)).encode("utf-8")
-    }
+    again = f"copy the whole run again, or leave {POSTPROCESSING_FILE} out"
+    found = (run / POSTPROCESSING_FILE).is_file()
+    postprocessing = read_postprocessing(run / POSTPROCESSING_FILE, plans, fix=again) if found else None
+    steps = postprocessing.steps if postprocessing else ()
+    card = model_card(trained, records, licence=licence, made_with=version(DISTRIBUTION), postprocessing=steps)
+    members: dict[str, bytes | Path] = {CARD_FILE: card.encode("utf-8")}
+    if postprocessing is not None:
+        members[POSTPROCESSING_FILE] = _json_bytes(postprocessing.published(DEFAULT_FLOOR).to_dict())
     if base.weights is not None:
         members[LICENCE_FILE] = licence_text(base.weights.licence)
     for fold, each in trained.items():
         members |= {f"fold_{fold}/{file}": content for file, content in _fold_members(each, records.get(fold)).items()}
-    if (run / POSTPROCESSING_FILE).is_file():
-        members[POSTPROCESSING_FILE] = _json_bytes(read_json(run / POSTPROCESSING_FILE))
     write_bundle(
         path, members, dataset_name=plans.dataset_name, configuration=configuration, run=run_name, base=base, folds=sorted(trained)
     )
@@ -165,8 +169,6 @@ def _fold_members(fold: TrainedFold, record: TrainingRecord | None) -> dict[str,
         members[TRAINING_FILE] = _json_bytes(record.to_dict())
     if (fold.folder / COVERAGE_FILE).is_file():
         members[COVERAGE_FILE] = _json_bytes(Coverage.load(fold.folder / COVERAGE_FILE).to_dict())
-    if (fold.folder / POSTPROCESSING_FILE).is_file():
-        members[POSTPROCESSING_FILE] = _json_bytes(read_json(fold.folder / POSTPROCESSING_FILE))
     return members
 
 

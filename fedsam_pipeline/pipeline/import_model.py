@@ -13,7 +13,8 @@ from fedsam_pipeline.model.registry import BASE_MODELS
 from fedsam_pipeline.model.weights import cache_folder
 from fedsam_pipeline.paths import data_folders
 from fedsam_pipeline.pipeline.coverage_file import model_coverage
-from fedsam_pipeline.specs.bundle_index import INDEX_FILE, TRAINING_FILE, BundleIndex
+from fedsam_pipeline.pipeline.find_postprocessing import read_postprocessing
+from fedsam_pipeline.specs.bundle_index import INDEX_FILE, POSTPROCESSING_FILE, TRAINING_FILE, BundleIndex
 from fedsam_pipeline.specs.training_record import TrainingRecord
 
 
@@ -90,6 +91,8 @@ def _check_contents(source: Path, index: BundleIndex, folds: list[Path]) -> None
                 TrainingRecord.load(folder / TRAINING_FILE, fix=GET_AGAIN)
         plans = common_plans(folds)
         model_coverage(folds, plans, fix=GET_AGAIN)
+        if (run := folds[0].parent).joinpath(POSTPROCESSING_FILE).is_file():
+            read_postprocessing(run / POSTPROCESSING_FILE, plans, fix=GET_AGAIN)
     except FedsamError as error:
         raise FedsamError(
             f"the bundle does not fit this version of fedsam-pipeline, or does not hang together: {error.what}",

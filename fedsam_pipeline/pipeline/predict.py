@@ -46,6 +46,7 @@ def predict(
     dicom_seg: bool = False,
     prompts: Path | None = None,
     self_prompt: bool = False,
+    postprocessing: bool = True,
 ) -> int:
     """Predicts every image of ``source`` and writes its mask.
 
@@ -66,6 +67,7 @@ def predict(
         dicom_seg: masks of DICOM series are DICOM Segmentations, not NIfTI; ``target`` may say so by its ending.
         prompts: ``prompts.json``, boxes or points of some images; the others are predicted without.
         self_prompt: predict twice, the second time with prompts made of what the first found.
+        postprocessing: apply what was chosen for the run, if anything.
 
     Returns:
         0, or 1 where some cases of a folder failed: they are named, the others are written.
@@ -85,6 +87,7 @@ def predict(
         step_size=step_size,
         max_memory=max_memory,
         self_prompt=self_prompt,
+        postprocessing=postprocessing,
     )
     plans, coverage = segmenter.plans, model_coverage(segmenter.folds, segmenter.plans)
     all_cases = find_cases(source, target, [channel.name for channel in plans.channels], dicom_seg=dicom_seg)
@@ -117,6 +120,7 @@ def predict(
             record.save(folder / RECORD_FILE)
         masks.write_label_names()
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(segmenter.folds), segmenter.device, log_path)
+        log.info("postprocessing: %s", ", ".join(map(str, record.postprocessing)) or "none")
         quality = QualityControl(plans, coverage, keeps_rows=folder == target)
         failures = segmenter.predict_cases(cases, Outputs(masks, quality, save_probabilities), prompts=marked)
         if folder == target:

@@ -29,9 +29,11 @@ from fedsam_pipeline.inference.probabilities import probabilities_path, write_pr
 from fedsam_pipeline.inference.self_prompts import stream_self_prompted
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
 from fedsam_pipeline.pipeline.quality_control import QualityControl
+from fedsam_pipeline.postprocessing.apply import apply_rules
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.postprocessing import MaskRule
 from fedsam_pipeline.specs.prompts import ClassPrompts, PromptsFile
 
 log = logging.getLogger(__name__)
@@ -79,16 +81,25 @@ class CasePredictor:
         max_memory: bytes of main memory that this process may use; what does not fit is done in smaller portions, and images are read
             ahead only where both fit. ``None``: no limit.
         self_prompt: go through the model twice, see ``stream_self_prompted``.
+        postprocessing: rules for the masks, in order; probabilities are written without.
     """
 
     def __init__(
-        self, predictors: FoldPredictors, predictor: Predictor, plans: Plans, *, max_memory: int | None, self_prompt: bool
+        self,
+        predictors: FoldPredictors,
+        predictor: Predictor,
+        plans: Plans,
+        *,
+        max_memory: int | None,
+        self_prompt: bool,
+        postprocessing: Sequence[MaskRule] = (),
     ) -> None:
         self._predictors = predictors
         self._predictor = predictor
         self._plans = plans
         self._max_memory = max_memory
         self._self_prompt = self_prompt
+        self._postprocessing = postprocessing
         self._most_slices = predictor.batch_slices
         self._cost = slice_cost(predictor)
         self._ahead: Future[ReadCase] | None = None
@@ -171,15 +182,14 @@ class CasePredictor:
         else:
             parts = stream_ensemble(self._predictors, ready.image, scratch, on_progress, marked, agreement=agreement)
         if probabilities is None:
-            return export_stream(parts, ready.properties, self._plans)
-        with write_probabilities(
-            probabilities,
-            ready.properties,
-            self._plans.labels,
-            are_logits=not gives_probabilities(self._predictors),
-            depth=sizes.native_slices,
-        ) as sink:
-            return export_stream(parts, ready.properties, self._plans, sink)
+            mask = export_stream(parts, ready.properties, self._plans)
+        else:
+            are_logits = not gives_probabilities(self._predictors)
+            with write_probabilities(
+                probabilities, ready.properties, self._plans.labels, are_logits=are_logits, depth=sizes.native_slices
+            ) as sink:
+                mask = export_stream(parts, ready.properties, self._plans, sink)
+        return apply_rules(mask, ready.geometry.spacing, self._postprocessing, self._plans.labels)
 
     def _predict(
         self,

@@ -24,6 +24,7 @@ from fedsam_pipeline.inference.trained import common_plans, find_folds
 from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE, RETRAIN, BundleInfo
+from fedsam_pipeline.pipeline.find_postprocessing import steps_of
 from fedsam_pipeline.pipeline.predict_cases import CasePredictor, Outputs, prepare
 from fedsam_pipeline.specs.prompts import ClassPrompts, PromptsFile
 
@@ -64,6 +65,7 @@ class Segmenter:
         step_size: of windows and slabs, as a share of their length; ``None``: as planned.
         max_memory: bytes of main memory to stay within where possible, at the cost of time; ``None``: no limit.
         self_prompt: predict twice, the second time with prompts made of what the first found; for models that were trained with prompts.
+        postprocessing: apply to masks what was chosen for the run, if anything; probabilities are without.
 
     Attributes:
         folds: the fold folders.
@@ -85,6 +87,7 @@ class Segmenter:
         step_size: float | None = None,
         max_memory: int | None = None,
         self_prompt: bool = False,
+        postprocessing: bool = True,
     ) -> None:
         self.folds = find_folds(Path(model), folds)
         self.plans = common_plans(self.folds)
@@ -94,6 +97,7 @@ class Segmenter:
         self._step_size = 1 - self.plans.window_overlap if step_size is None else step_size
         self._max_memory = max_memory
         self._self_prompt = self_prompt
+        self._postprocessing = steps_of(self.folds, self.plans) if postprocessing else ()
         if self_prompt:
             require_prompted(self.plans)
 
@@ -115,6 +119,7 @@ class Segmenter:
             step_size=self._step_size,
             prompts_sha256=None if prompts is None else prompts.sha256(),
             self_prompt=self._self_prompt,
+            postprocessing=self._postprocessing,
         )
 
     def predict_array(
@@ -212,7 +217,12 @@ class Segmenter:
             step_size=self._step_size,
         )
         return CasePredictor(
-            FoldPredictors(models, predictor), predictor, self.plans, max_memory=self._max_memory, self_prompt=self._self_prompt
+            FoldPredictors(models, predictor),
+            predictor,
+            self.plans,
+            max_memory=self._max_memory,
+            self_prompt=self._self_prompt,
+            postprocessing=self._postprocessing,
         )
 
     def _segment(self, volume: Volume, prompts: Mapping[str, Any] | None, probabilities: bool) -> Segmentation:

@@ -21,17 +21,20 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write_adapter, write_documents
+from fedsam_pipeline.pipeline.choose_postprocessing import choose_postprocessing
 from fedsam_pipeline.pipeline.coverage_file import write_coverage
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.peak_memory import worker_peak_bytes
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.report.curves import progress_png
+from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
 
@@ -159,6 +162,7 @@ class TrainingRun:
         for site in self._setup.all_sites:
             for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}"):
                 (site.state_folder / name).unlink(missing_ok=True)
+            KeptMasks(site.state_folder).clear()
         for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
             series.clear()
 
@@ -251,13 +255,22 @@ class TrainingRun:
             loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), stop)
             tensors = loop.run(tensors, rounds_done)
             if setup.held_out is None:
-                scores = loop.evaluate(tensors)
+                scores = loop.evaluate(tensors, keep_masks=setup.chooses_postprocessing)
                 tensors = downlink.held  # what was scored, as the sites hold it
                 self._append_traffic(scores.traffic)
+                if setup.chooses_postprocessing:
+                    self._choose_postprocessing(grid, plan, stop)
             else:  # no node of the federation: nothing travels
                 scores = FinalScores(evaluate_alone(setup.held_out, tensors, aggregator.residuals), None, {})
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
+
+    def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, stop: threading.Event) -> None:
+        """For the whole run, from the validation cases of all folds that are trained by now."""
+        document, traffic = choose_postprocessing(self._setup, grid, plan, stop)
+        document.save(self._folder.parent / POSTPROCESSING_FILE)
+        for entry in traffic:
+            self._append_traffic(entry)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:

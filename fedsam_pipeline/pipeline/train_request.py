@@ -1,6 +1,6 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.plans_file import load_plans
+from fedsam_pipeline.planning.thresholds import load_thresholds
+from fedsam_pipeline.postprocessing.candidates import CandidateVolumes, candidate_volumes
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.comparison import Protocol
 from fedsam_pipeline.specs.coverage import Coverage
+from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
@@ -69,7 +72,8 @@ class TrainRequest:
 @dataclass(frozen=True)
 class RunSetup:
     """One run: a federation of one or more sites, and where it is written. ``held_out`` is a site outside it that the trained model is
-    scored on."""
+    scored on. ``candidate_volumes`` are those of the federation's fingerprint, ``validated`` the validation cases of each site in all
+    folds."""
 
     folder: Path
     sites: tuple[SiteSetup, ...]
@@ -79,9 +83,17 @@ class RunSetup:
     protocol: Protocol
     model: ModelSetup
     dataset: Mapping[str, Any]
+    candidate_volumes: CandidateVolumes
+    validated: Mapping[str, int]
     held_out: SiteSetup | None = None
     coverage: Coverage | None = None
     """for quality control; ``None``: not known"""
+
+    @property
+    def chooses_postprocessing(self) -> bool:
+        """Whether the final evaluation is of the federation's own cases, unseen by a model like those that predict: not of a site that is
+        left out, not of none (``all``), not of an inner fold."""
+        return self.held_out is None and self.sites[0].fold.isdigit()
 
     @property
     def all_sites(self) -> tuple[SiteSetup, ...]:
@@ -127,6 +139,9 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     annotated = _annotated(dataset, preprocessed / "dataset.json", labels)
     schedule = _schedule(plans, recipe, request, len(sites))
     owner = {case: site for site, cases in sites.items() for case in cases}
+    fingerprint = Fingerprint.load(preprocessed / "fingerprint.json", fix=plan_again)
+    volumes = candidate_volumes(fingerprint, load_thresholds().postprocessing.min_volume_shares)
+    validated = [split["val"] for split in read_json(preprocessed / "splits_final.json")]
     groups = _groups(request.protocol, sites)
     start = None if request.init is None else request.init.absolute()
     model = ModelSetup(plans, recipe, weights, request.random_encoder, start)
@@ -150,6 +165,9 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             request,
             dataset,
             coverage,
+            volumes,
+            validated,
+            1 if len(members) == 1 else fingerprint.privacy_floor,  # one site: nothing leaves it
         )
         for name, members in groups.items()
     ]
@@ -191,6 +209,9 @@ def _run_setup(
     request: TrainRequest,
     dataset: Mapping[str, Any],
     coverage: Coverage | None,
+    volumes: CandidateVolumes,
+    validated: Sequence[Sequence[str]],
+    privacy_floor: int,
 ) -> RunSetup:
     fold = folder / f"{name}__{_method_name(model.recipe, request.learning_rate)}__seed{request.seed}" / f"fold_{request.fold}"
     workers = request.workers or min(len(members), usable_cores())
@@ -213,6 +234,14 @@ def _run_setup(
             workers=workers,
             annotated={name: values for name, values in annotated.items() if name in owners},
             regions=labels.regions,
+            fold=request.fold,
+            other_folds={
+                other: (fold.parent / f"fold_{other}" / "sites" / site).absolute()
+                for other in map(str, range(len(validated)))
+                if other != request.fold
+            },
+            patients=dict(dataset.get("patients", {})),
+            privacy_floor=privacy_floor,
         )
 
     sites = tuple(site_setup(site, folds["train"].intersection(cases), folds["val"].intersection(cases)) for site, cases in members.items())
@@ -222,7 +251,8 @@ def _run_setup(
         unseen = {case for case, site in owner.items() if site == left}
         held_out = site_setup(left, (), unseen if request.fold == "all" else unseen & folds["val"])
     val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
-    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, held_out, coverage)
+    counts = {site: sum(len(set(cases).intersection(val)) for val in validated) for site, cases in members.items()}
+    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, volumes, counts, held_out, coverage)
 
 
 def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:

@@ -106,6 +106,10 @@ class QualityRules(Document):
     usual_foreground: float = Field(gt=0, le=1)
 
 
+class PostprocessingRules(Document):
+    min_volume_shares: tuple[PositiveFloat, ...]
+
+
 class Thresholds(Document):
     """All of ``plans/rules.toml``."""
 
@@ -119,6 +123,7 @@ class Thresholds(Document):
     prompts: PromptRules
     training: TrainingRules
     quality: QualityRules
+    postprocessing: PostprocessingRules
 
 
 def load_thresholds() -> Thresholds:

@@ -9,12 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from fedsam_pipeline.model.bundle_check import TrainedFold
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.specs.plans import ChannelPlan, Plans
+from fedsam_pipeline.specs.postprocessing import MaskRule
 from fedsam_pipeline.specs.training_record import TrainingRecord, ValidationScore
 
 _AXES = ("axial (z)", "coronal (y)", "sagittal (x)")
 
 
-def model_card(folds: Mapping[str, TrainedFold], records: Mapping[str, TrainingRecord], *, licence: str | None, made_with: str) -> str:
+def model_card(
+    folds: Mapping[str, TrainedFold],
+    records: Mapping[str, TrainingRecord],
+    *,
+    licence: str | None,
+    made_with: str,
+    postprocessing: Sequence[MaskRule] = (),
+) -> str:
     """Markdown.
 
     Args:
@@ -22,6 +30,7 @@ def model_card(folds: Mapping[str, TrainedFold], records: Mapping[str, TrainingR
         records: fold name to how it came about, for those of which that is known.
         licence: of the trained weights, as those say who hand them on; ``None``: they say nothing.
         made_with: version of this package.
+        postprocessing: rules that the run applies to its masks.
     """
     first = next(iter(folds.values()))
     parts = [
@@ -30,6 +39,7 @@ def model_card(folds: Mapping[str, TrainedFold], records: Mapping[str, TrainingR
         _task(first.plans),
         _training(folds, records, first),
         _scores(records, first.plans),
+        *_postprocessing(postprocessing),
         _limits(first, records),
         _licences(first, licence),
         _use(first, made_with),
@@ -116,6 +126,16 @@ def _scores(records: Mapping[str, TrainingRecord], plans: Plans) -> str:
     if any(score.sites is None for score in scored.values()):
         lines.append("Sites are not told apart where one of them has too few cases.")
     return "## Validation\n\n" + "\n\n".join(lines)
+
+
+def _postprocessing(steps: Sequence[MaskRule]) -> list[str]:
+    if not steps:
+        return []
+    rules = "\n".join(f"- {_cell(str(step))}" for step in steps)
+    return [
+        "## Postprocessing\n\nApplied to every mask, in this order, unless it is switched off (`--disable_postprocessing`). Chosen on the "
+        f"validation cases; the scores above are without it.\n\n{rules}"
+    ]
 
 
 def _grid(score: ValidationScore) -> str:

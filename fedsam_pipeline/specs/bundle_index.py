@@ -57,7 +57,7 @@ class BundleIndex(Document):
             *([LICENCE_FILE] if self.base_weights else []),
             *(f"{folder}/{file}" for folder in folders for file in FOLD_FILES),
         }
-        of_folds = (TRAINING_FILE, POSTPROCESSING_FILE, DATASET_FILE, COVERAGE_FILE)
+        of_folds = (TRAINING_FILE, DATASET_FILE, COVERAGE_FILE)
         optional = {POSTPROCESSING_FILE, *(f"{folder}/{file}" for folder in folders for file in of_folds)}
         if missing := sorted(required.difference(names)):
             yield f"members: {', '.join(missing)} missing"

@@ -96,7 +96,8 @@ def test_bytes_are_counted_for_every_message(mission: Mission) -> None:
     manifest = mission.json(FOLD / "manifest.json")
     payload = sum(4 * int(np.prod(entry["shape"])) for entry in manifest["tensors"] if entry["travels"] == "both")
     rounds = mission.json(FOLD / "communication.json")["rounds"]
-    assert [entry["message"] for entry in rounds] == ["train.round", "train.round", "evaluate.fold"]
+    assert [entry["message"] for entry in rounds] == ["train.round", "train.round", "evaluate.fold", "query.postprocessing"]
+    assert all(way["bytes_message"] > 0 for site in rounds.pop()["sites"].values() for way in site.values())
     for entry in rounds:
         assert sorted(entry["sites"]) == list(SITES)
         for traffic in entry["sites"].values():

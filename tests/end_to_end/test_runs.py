@@ -125,6 +125,14 @@ def test_centralized_training_takes_the_summed_steps_on_all_cases(planned: Path)
     assert sorted(state["final"]["sites"]) == scored_sites(planned)  # scored under the sites that own the cases
     assert all(f"\n{site} " in text for site in scored_sites(planned))
     assert builds(run_folder) == {"pooled": 1}
+    chosen = json.loads((run_folder / "postprocessing.json").read_text(encoding="utf-8"))
+    assert chosen["decisions"] and chosen["sites"] == ["pooled"]  # one site has no floor: nothing leaves it
+
+
+def test_sites_below_the_privacy_floor_choose_no_postprocessing(uninterrupted: Path) -> None:
+    chosen = json.loads((uninterrupted / FOLD.parent / "postprocessing.json").read_text(encoding="utf-8"))
+    assert (chosen["steps"], chosen["decisions"], chosen["sites"]) == ([], [], [])
+    assert chosen["why"]["choice"].startswith("not chosen: no site told anything; 3 told nothing")
 
 
 def test_what_stays_at_a_site_gives_it_a_model_of_its_own(planned: Path) -> None:

@@ -11,8 +11,8 @@ from flwr.app import ConfigRecord
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.dice_sums import Cell, DiceSums
-from fedsam_pipeline.flower.configuration_query import QUERY_ID, SUMS, Question, ask_sites, make_query_app
-from fedsam_pipeline.flower.messages import CONFIG, QUERY_CONFIGURATIONS
+from fedsam_pipeline.flower.configuration_query import QUERY_ID, Question, ask_sites, make_query_app
+from fedsam_pipeline.flower.messages import CONFIG, QUERY_CONFIGURATIONS, SUMS
 from tests.flower.grids import DirectGrid
 
 TOLD = DiceSums({"lora": {"liver": Cell(4.0, 6)}, "lora + decoder": {"liver": Cell(4.5, 6)}})

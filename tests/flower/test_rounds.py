@@ -14,9 +14,9 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import decode
 from fedsam_pipeline.federation.codec.payload import unpack
 from fedsam_pipeline.flower import client_app
+from fedsam_pipeline.flower.exchange import RunStopped
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_record
 from fedsam_pipeline.flower.replies import SiteFailed
-from fedsam_pipeline.flower.round_loop import RunStopped
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.model.build import build_adapted
 from fedsam_pipeline.model.trained_files import load_tensors

@@ -25,6 +25,7 @@ from fedsam_pipeline.model.registry import BASE_MODELS, base_model_spec
 from fedsam_pipeline.model.trained_files import load_tensors, save_tensors
 from fedsam_pipeline.pipeline.export_model import export_model
 from fedsam_pipeline.pipeline.import_model import import_model
+from fedsam_pipeline.specs.postprocessing import Postprocessing
 from tests.conftest import make_tiny_plans
 from tests.inference.coverage_for_tests import make_coverage
 from tests.pipeline.trained_runs import RUN, SECRETS, write_fold
@@ -212,12 +213,21 @@ def test_coverage_travels_with_the_model_and_must_be_its_plans(made: Path) -> No
     refused(Path("wrong.zip"), r"a model's coverage does not belong to its plan[\s\S]*channels MR\n")
 
 
-def test_postprocessing_travels_with_the_model(made: Path) -> None:
+def test_postprocessing_that_is_none_is_not_exported(made: Path) -> None:
     shutil.copytree(made / RUN, RESULTS / RUN)
     (RESULTS / RUN / "postprocessing.json").write_text('{"rules": []}')
-    export_model(Path("pp.zip"))
-    shutil.rmtree(RESULTS)
-    assert json.loads((import_model(Path("pp.zip")).folder / "postprocessing.json").read_text()) == {"rules": []}
+    with pytest.raises(FedsamError, match="not a valid Postprocessing document"):
+        export_model(Path("pp.zip"))
+    assert not Path("pp.zip").exists()
+
+
+def test_postprocessing_of_another_plan_is_not_imported(made: Path) -> None:
+    def change(members: Members, index: dict[str, Any]) -> None:
+        document = Postprocessing(dataset_name="Dataset001_Demo", plan_sha256="0" * 64, steps=())
+        members["postprocessing.json"] = json.dumps(document.to_dict()).encode()
+        index["members"].append({"name": "postprocessing.json", "num_bytes": 0, "file_sha256": "0" * 64})
+
+    refused(rewritten(made, change), "postprocessing was chosen for another plan")
 
 
 def test_a_broken_adapter_is_not_exported(made: Path) -> None:
