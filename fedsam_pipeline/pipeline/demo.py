@@ -18,7 +18,7 @@ from fedsam_pipeline.pipeline.report import own_scores, write_page
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.report.case_scores import CaseDice, choose_cases, evaluated
-from fedsam_pipeline.report.overlay import overlay_png
+from fedsam_pipeline.report.overlay import HOW_TO_READ, overlay_png
 from fedsam_pipeline.report.run_files import RunFiles
 from fedsam_pipeline.report.score_sections import CasePicture
 from fedsam_pipeline.specs.comparison import Protocol
@@ -93,9 +93,7 @@ def run_demo(
         preprocessed / DATASET,
         output=folder / "report.html",
         pictures=_pictures(raw, folder / "masks_federated", test.cases, files.plans.foreground_names),
-        picture_notes=[
-            "Test images, on their own grid. Solid: reference; dashed: prediction. Left the largest area, right most wrong voxels."
-        ],
+        picture_notes=[f"Test images, on their own grid. {HOW_TO_READ}"],
     )
     print(f"\nreport: {report}   ({(time.perf_counter() - started) / 60:.1f} minutes on {usable_cores()} cores)")
     return report

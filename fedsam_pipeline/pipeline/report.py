@@ -65,7 +65,7 @@ def report(
     elif shown := scores[0].cases:
         pictures, notes = draw_cases(files, shown, cases, preprocessed, device)
     else:
-        notes = ["No case is shown: the scores of single cases are not on this machine."]
+        notes = ["No case is shown: no scored case is on this machine."]
     return write_page(files, scores, preprocessed, output=output, why_no_cases=why, pictures=pictures, picture_notes=notes)
 
 

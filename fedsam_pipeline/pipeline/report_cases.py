@@ -14,7 +14,7 @@ from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.report.case_scores import CaseDice, choose_cases
-from fedsam_pipeline.report.overlay import overlay_png
+from fedsam_pipeline.report.overlay import HOW_TO_READ, overlay_png
 from fedsam_pipeline.report.run_files import RunFiles
 from fedsam_pipeline.report.score_sections import CasePicture
 from fedsam_pipeline.specs.plans import Plans
@@ -66,7 +66,7 @@ def draw_cases(
     notes.insert(
         0,
         f"Channel {files.plans.channels[0].name}, at the plan's spacing, predicted anew by the final model without test-time augmentation. "
-        "Solid: reference; dashed: prediction. Left the slice with the largest area, right the one with most wrong voxels.",
+        + HOW_TO_READ,
     )
     return pictures, notes
 

@@ -13,7 +13,7 @@ from fedsam_pipeline.files import write_bytes
 from fedsam_pipeline.report.case_scores import CaseDice
 from fedsam_pipeline.report.style import INK, MUTED, label, new_figure, png_bytes, site_style
 
-PANEL = (5.0, 3.3)
+PANEL = (4.4, 3.0)
 """inches, of one figure: half the page's width"""
 MAX_DOTS = 200
 """more cases of a site are a box with its outliers, not a cloud"""
@@ -58,7 +58,7 @@ def loss_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Training loss over rounds, a line a site."""
     figure, (ax,) = new_figure(*PANEL, 1)
     _draw_loss(ax, records)
-    _legend(figure, ax, columns=3)
+    _legend(figure, ax, columns=4)
     return figure
 
 
@@ -70,7 +70,7 @@ def dice_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure, (ax,) = new_figure(*PANEL, 1)
     _draw_dice(ax, records)
-    _legend(figure, ax, columns=3)
+    _legend(figure, ax, columns=4)
     return figure
 
 
@@ -92,7 +92,7 @@ def box_figure(cases: Sequence[CaseDice], name: str | None) -> Figure:
     ax.set_xticks(range(len(sites)), sites, rotation=35 if many else 0, ha="right" if many else "center")
     ax.set_xlim(-0.6, len(sites) - 0.4)
     everything = [dice for each in cases for dice in (*each.classes.values(), each.mean) if dice is not None]
-    ax.set_ylim(np.floor(10 * min(everything, default=0.0) - 0.01) / 10 - 0.02, 1.02)
+    ax.set_ylim(max(0, np.floor(10 * min(everything, default=0.0) - 0.01) / 10) - 0.02, 1.02)
     return figure
 
 
@@ -163,7 +163,7 @@ def _box(ax: Axes, index: int, values: Any) -> None:
     crowded = len(values) > MAX_DOTS
     if not crowded:
         spread = np.random.default_rng(0).uniform(-0.16, 0.16, len(values))  # fixed: the same cases give the same figure
-        ax.scatter(index + spread, values, s=9, color=colour, alpha=0.45, linewidths=0)
+        ax.scatter(index + spread, values, s=11, color=colour, alpha=0.5, linewidths=0)
     ax.boxplot(
         values,
         positions=[index],

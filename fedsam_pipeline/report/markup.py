@@ -60,7 +60,7 @@ def table(
     header: Row,
     rows: Sequence[Row],
     *,
-    kind: Literal["numbers", "words"] = "numbers",
+    kind: Literal["numbers", "words", "keys"] = "numbers",
     total: bool = False,
 ) -> str:
     """A table whose first column names the rows.
@@ -72,7 +72,7 @@ def table(
         caption: what the table shows.
         header: names of the columns.
         rows: as many cells each; "" is an empty cell.
-        kind: of all columns but the first: right-aligned numbers, or text.
+        kind: of all columns but the first: right-aligned numbers, or text; ``keys``: text, and the first column names keys of a document.
         total: set off the last row.
     """
     head = "".join(f"<th scope='col' role='columnheader'>{html.escape(name)}</th>" for name in header)
@@ -83,9 +83,12 @@ def table(
             for name, cell in zip(header[1:], row[1:], strict=True)
         )
         mark = " class='total'" if total and index == len(rows) - 1 else ""
-        lines.append(f"<tr role='row'{mark}><th scope='row' role='rowheader'>{html.escape(row[0])}</th>{cells}</tr>")
+        name = html.escape(row[0])
+        if kind == "keys":  # keys of documents are long: they may go on in the next line behind a dot or an underscore
+            name = re.sub(r"([._])(?=\w)", r"\1<wbr>", name)
+        lines.append(f"<tr role='row'{mark}><th scope='row' role='rowheader'>{name}</th>{cells}</tr>")
     return (
-        f"<table class='{kind}' role='table'><caption>{html.escape(caption)}</caption>"
+        f"<table class='{'words keys' if kind == 'keys' else kind} of{len(header)}' role='table'><caption>{html.escape(caption)}</caption>"
         f"<thead role='rowgroup'><tr role='row'>{head}</tr></thead><tbody role='rowgroup'>{''.join(lines)}</tbody></table>"
     )
 

@@ -20,6 +20,7 @@ FILL = 0.35
 """how much of the image a filled mask hides"""
 MAX_SLICES = 4
 DASHED = (0, (2.5, 1.5))
+HOW_TO_READ = "Solid: reference; dashed: prediction. Shown: the slice with the largest area, and the one with most wrong voxels."
 OVERLAY_DPI = 110
 """enough for a page; several pictures stand in one file"""
 
@@ -35,7 +36,7 @@ def overlay_png(
     upright: bool = False,
 ) -> bytes:
     """Draws a case with the contours of reference (solid) and prediction (dashed): the slices of ``overlay_slices``, plain above and with
-    contours below.
+    contours below; a single slice plain on the left and with contours on the right.
 
     Args:
         image: (Z, Y, X) intensities of one channel.
@@ -58,7 +59,8 @@ def overlay_png(
     rows, columns = (other for other in range(3) if other != axis)
     aspect = spacing[rows] / spacing[columns]
     height = min(max(2.7 * aspect * image.shape[rows] / image.shape[columns], 1.2), 4.5)
-    figure, axes = new_figure(2.7 * max(len(slices), 2), 2 * height + 0.9, len(slices), rows=2)
+    across = len(slices) == 1  # one slice: plain on the left, drawn on the right
+    figure, axes = new_figure(5.4, (1 if across else 2) * height + 0.9, 2, rows=len(slices))
     for column, (words, index) in enumerate(slices):
         picture = np.take(image, index, axis=axis).astype(np.float64)
         plain, drawn = axes[column], axes[column + len(slices)]

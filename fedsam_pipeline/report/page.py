@@ -26,24 +26,25 @@ table { border-collapse: collapse; width: 100%; margin: .8rem 0 1.2rem; font-siz
 caption { text-align: left; padding-bottom: .3rem; }
 th { text-align: left; font-weight: 600; }
 thead th { color: var(--muted); vertical-align: bottom; }
-th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+tbody th, .words td { overflow-wrap: anywhere; } .numbers td { white-space: nowrap; }
 .numbers td, .numbers th + th { text-align: right; padding-right: 0; padding-left: .6rem; font-variant-numeric: tabular-nums; }
-.words tbody th { font: .875rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; width: 15rem; }
-.words td:nth-of-type(1):not(:last-child) { width: 14rem; }
+.keys tbody th { font: .875rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; min-width: 8rem; }
+.words.of2 tr > :first-child { width: 30%; } .words.of3 tr > :first-child { width: 27%; } .words.of3 td:nth-of-type(1) { width: 23%; }
 tr.total th, tr.total td { font-weight: 600; border-top: 2px solid var(--ink); }
 figure { margin: .8rem 0; }
 img { display: block; max-width: 100%; height: auto; }
 figcaption { margin-top: .3rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem 1.5rem; margin: .8rem 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem 1.5rem; margin: .8rem 0; }
 .figures figure { margin: 0; } .figures img { width: 100%; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .875rem; }
 @media screen and (max-width: 45rem) {
-  body { padding: 1.2rem 1rem 3rem; }
+  body { padding: 1.2rem 1rem 3rem; } h1 { font-size: 1.4rem; }
   .facts li { flex-basis: 100%; padding: .5rem .8rem; }
   table, caption, tbody, tr, tbody th, td { display: block; width: auto !important; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   tbody tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
-  tbody th, td { border: 0; padding: .1rem 0; }
+  tbody th, td, tr.total th, tr.total td { border: 0; padding: .1rem 0; } tr.total { border-top: 2px solid var(--ink); }
   .numbers td { display: flex; justify-content: space-between; gap: 1rem; padding-left: 0; }
   td::before { content: attr(data-label); color: var(--muted); }
   .words td::before { display: block; font-size: .8rem; }
@@ -56,8 +57,9 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .875rem; }
   .facts li { background: none; border: 1px solid var(--line); border-left: 4px solid var(--ink); }
   h2, h3, caption { break-after: avoid; } h2 { margin-top: 1.6rem; }
   tr, figure, .facts li, .warning { break-inside: avoid; } thead { display: table-header-group; }
-  .figures { display: block; } .figures figure { display: inline-block; width: 48%; margin: 0 1% .6rem 0; vertical-align: top; }
-  figure img { max-height: 240mm; }
+  .numbers { break-inside: avoid; } footer { break-before: avoid; margin-top: 1.5rem; } .keys tbody th { font-size: 8.5pt; }
+  tbody tr:first-child { break-before: avoid; }
+  .figures { grid-template-columns: 1fr 1fr; } figure img { max-height: 240mm; }
 }
 """
 

@@ -13,12 +13,14 @@ _RUN = ("status", "run_id", "protocol", "sites", "held_out", "fold", "strategy",
 
 def plan_section(plans: Plans) -> Section:
     """Every planned value beside its reason; values without a reason last."""
-    flat = list(flatten(plans.model_dump(mode="json", exclude={"why", "schema_version", "fingerprint_sha256"}), whole=("labels",)))
+    planned = plans.model_dump(mode="json", exclude={"why", "schema_version", "fingerprint_sha256", "channels"})
+    planned |= {f"channels.{number}": channel.model_dump(mode="json") for number, channel in enumerate(plans.channels)}
+    flat = list(flatten(planned, whole=("labels", *(key for key in planned if key.startswith("channels.")))))
     rows = [[key, value(found), plans.why.get(key, "")] for key, found in flat]
     rows += [[key, "", why] for key, why in plans.why.items() if key not in dict(flat)]
     rows.sort(key=lambda row: row[2] == "")
     words = "Lengths in mm, axes (z, y, x). Values without a reason come from the dataset or from the base model."
-    return Section("Plan, with its reasons", table("plans.json", ["value of", "is", "because"], rows, kind="words") + note(words))
+    return Section("Plan, with its reasons", table("plans.json", ["value of", "is", "because"], rows, kind="keys") + note(words))
 
 
 def method_section(files: RunFiles) -> Section:
@@ -28,23 +30,23 @@ def method_section(files: RunFiles) -> Section:
         ["recipe", f"{recipe.name}: {recipe.title}"],
         ["paper", recipe.paper],
         ["base model", files.plans.base_model],
-        ["trained values", f"{manifest.trained_parameters:,} in {len(manifest.tensors):,} tensors"],
+        ["trained parameters", f"{manifest.trained_parameters:,} in {len(manifest.tensors):,} tensors"],
     ]
     chosen = recipe.model_dump(mode="json", include={"lora", "adapter", "loss", "optimizer", "schedule", "aggregation"}, exclude_none=True)
     rows += [[key, value(found)] for key, found in flatten(chosen, whole=("optimizer.rate_factors", "aggregation.options"))]
     run = files.run
     settings = [[key, value(run[key])] for key in _RUN if key in run]
-    settings += [[f"argument {key}", shown] for key, shown in _arguments(run.get("arguments") or {})]
+    settings += [[f"argument {key}", shown] for key, shown in _arguments(run)]
     settings += [[key, str(run[key])] for key in _AGREED if key in run]
-    body = table("recipe.json and manifest.json", ["what", "value"], rows, kind="words")
-    return Section("Method and settings", body + table("run.json", ["what", "value"], settings, kind="words"))
+    body = table("recipe.json and manifest.json", ["what", "value"], rows, kind="keys")
+    return Section("Method and settings", body + table("run.json", ["what", "value"], settings, kind="keys"))
 
 
-def _arguments(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Flags that were given; of a path only its name, because folders name people and machines."""
+def _arguments(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Flags that were given and do not only repeat what the run is; of a path only its name, because folders name people and machines."""
     shown = []
-    for key, found in arguments.items():
-        if found is None or found == {}:
+    for key, found in (run.get("arguments") or {}).items():
+        if not found or found == run.get(key):
             continue
         shown.append((key, found.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if isinstance(found, str) else value(found)))
     return shown

@@ -102,7 +102,7 @@ def _lead(files: RunFiles, around: Surroundings) -> str:
     if files.exchanges and (cost := run_cost(files)) is not None:
         pairs.append((num_bytes(cost.num_bytes), "sent in all, both directions"))
     if files.exchanges:
-        pairs.append((f"{files.manifest.federated_parameters:,}", "values that travel, one way"))
+        pairs.append((f"{files.manifest.federated_parameters:,}", "parameters that travel, one way"))
     pairs.append((duration(run["seconds"]), "training time"))
     notes = []
     if run["status"] != "done":

@@ -38,7 +38,7 @@ def score_section(scores: ScoreSet, *, why_no_cases: str) -> Section:
     summary = scores.summary
     together = summary.get("all_sites")
     if together is None:
-        return Section(scores.title, text("No case was validated."))
+        return Section(scores.title, text("Nothing has been scored."))
     parts = [_dice_table(summary), note(f"{summary['rule']}.{_left_out(together)}{_grid(summary)}")]
     if metrics := summary.get("scores"):
         parts += [_metric_table(summary["metrics"], metrics), note(f"Intervals: {summary['intervals']['method']}.")]
@@ -64,7 +64,7 @@ def picture_section(pictures: Sequence[CasePicture], notes: Sequence[str]) -> Se
         )
         for each in pictures
     ]
-    return Section("Worst and median cases", side_by_side(shown) + "".join(note(words) for words in notes))
+    return Section("Worst and median cases", "".join(note(words) for words in notes) + side_by_side(shown))
 
 
 def _dice_table(summary: Mapping[str, Any]) -> str:

@@ -21,12 +21,11 @@ def curve_section(records: Sequence[Mapping[str, Any]]) -> Section:
     if not rounds:  # a final record alone would be a single point
         return Section("Learning curves", text("No round has been finished yet."))
     figures = [figure(svg_bytes(loss_figure(records)), "image/svg+xml", "", _loss_words(records))]
-    final = final_record(records)
-    scored = any(record.get("dice") is not None for record in rounds) or (final or {}).get("dice") is not None
-    if scored:
-        figures.append(figure(svg_bytes(dice_figure(records)), "image/svg+xml", "", _dice_words(records)))
+    if not any(record.get("dice") is not None for record in rounds):
+        return Section("Learning curves", side_by_side(figures) + note("No round was scored on the way, so there is no curve of Dice."))
+    figures.append(figure(svg_bytes(dice_figure(records)), "image/svg+xml", "", _dice_words(records)))
     words = "Lines: at most 8 validation cases of each site, scored on the way. Diamonds: the final model on the whole fold."
-    return Section("Learning curves", side_by_side(figures) + note(words if scored else "No round was scored on the way."))
+    return Section("Learning curves", side_by_side(figures) + note(words))
 
 
 def tradeoff_section(files: RunFiles, others: Sequence[RunCost], left_out: Sequence[str]) -> Section:
@@ -49,7 +48,9 @@ def tradeoff_section(files: RunFiles, others: Sequence[RunCost], left_out: Seque
         for number, run in [*points, *enumerate(others, start=2)]
     ]
     words = "; ".join(f"{row[0]}: Dice {row[2]} for {row[3]}" for row in rows) or "only scores on the way"
-    body = figure(svg_bytes(run_cost_figure(path, this, others)), "image/svg+xml", "", f"Dice against bytes. {words}.")
+    body = ""
+    if path or others:  # else one point, which the table says better
+        body += figure(svg_bytes(run_cost_figure(path, this, others)), "image/svg+xml", "", f"Dice against bytes. {words}.")
     body += table("Finished runs, numbered as in the figure", ["run", "rounds", "Dice", "sent in all"], rows) if rows else ""
     body += note(
         "Line: this run on the way, on at most 8 cases of each site. Points: finished runs on the whole fold, with the message of the last "
@@ -112,8 +113,8 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
     rows = []
     if files.exchanges:
         rows += [
-            ["trained values that travel", f"{manifest.federated_parameters:,} in {len(manifest.federated):,} tensors"],
-            ["trained values that stay", f"{manifest.trained_parameters - manifest.federated_parameters:,}"],
+            ["trained parameters that travel", f"{manifest.federated_parameters:,} in {len(manifest.federated):,} tensors"],
+            ["trained parameters that stay", f"{manifest.trained_parameters - manifest.federated_parameters:,}"],
             ["wire", files.recipe.aggregation.wire],
         ]
     if fingerprint is not None:
