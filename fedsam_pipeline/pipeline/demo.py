@@ -118,7 +118,7 @@ def comparison_table(summaries: Mapping[str, Mapping[str, Any]], sites: Sequence
 
 def _pictures(raw: Path, masks: Path, cases: Sequence[CaseDice], class_names: Sequence[str]) -> list[CasePicture]:
     pictures = []
-    for words, scores in choose_cases(cases):
+    for words, scores in choose_cases(cases, 2):
         image = read_image([raw / "imagesTs" / f"{scores.case}_0000.nii.gz"])
         reference, prediction = (read_labels(folder / f"{scores.case}.nii.gz").array for folder in (raw / "labelsTs", masks))
         spacing = image.geometry.spacing

@@ -12,7 +12,7 @@ from fedsam_pipeline.model.bundle_zip import DISTRIBUTION
 from fedsam_pipeline.paths import choose_dataset, data_folders
 from fedsam_pipeline.pipeline.report_cases import draw_cases
 from fedsam_pipeline.report.case_scores import CaseDice, ScoreSet, site_cases
-from fedsam_pipeline.report.run_files import RunFiles
+from fedsam_pipeline.report.run_files import RunFiles, checked
 from fedsam_pipeline.report.run_page import Surroundings, run_page
 from fedsam_pipeline.report.score_sections import CasePicture
 from fedsam_pipeline.report.tradeoff import RunCost
@@ -124,14 +124,18 @@ def fold_of(folder: Path) -> Path:
 
 
 def own_scores(files: RunFiles) -> list[ScoreSet]:
-    """The scores at the end of the training: of the shared model, and where sites keep tensors of each site's own model."""
+    """The scores at the end of the training: of the shared model, and where sites keep tensors of each site's own model.
+
+    Raises:
+        FedsamError: the scores of single cases are broken.
+    """
     title = "Dice on validation cases"
     if files.summary is None:
         return [ScoreSet(title, {"rule": "", "dice": None, "sites": {}})]
-    found = [ScoreSet(title, files.summary, _cases(files.summary, files.shared_scores))]
+    found = [ScoreSet(title, files.summary, _cases(files, files.summary, files.shared_scores))]
     if personal := files.summary.get("personal"):
         summary = {**personal, "rule": files.summary["rule"], "grid": files.summary["grid"]}
-        found.append(ScoreSet(f"{title}, each site's own model", summary, _cases(personal, files.site_scores)))
+        found.append(ScoreSet(f"{title}, each site's own model", summary, _cases(files, personal, files.site_scores)))
     return found
 
 
@@ -156,10 +160,10 @@ def other_runs(files: RunFiles) -> tuple[list[RunCost], list[str]]:
     return found, broken
 
 
-def _cases(summary: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> tuple[CaseDice, ...]:
+def _cases(files: RunFiles, summary: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> tuple[CaseDice, ...]:
     """The single cases of a summary, where their files are here."""
     together = summary.get("all_sites")
-    return () if together is None else site_cases(documents, list(together["classes"]))
+    return () if together is None else checked(files.folder / "sites", lambda: site_cases(documents, list(together["classes"])))
 
 
 def _fingerprint(files: RunFiles, path: Path) -> tuple[Fingerprint | None, str]:

@@ -1,10 +1,10 @@
 """The files of one trained fold that the report is made of."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
@@ -13,6 +13,7 @@ from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe
 
+T = TypeVar("T")
 _COPY = "copy the whole folder again, as fedsam_train_federated wrote it"
 
 
@@ -87,6 +88,24 @@ class RunFiles:
     def exchanges(self) -> bool:
         """Whether several sites exchange updates under its protocol."""
         return self.run["protocol"] in ("federated", "leave_one_site_out")
+
+
+def checked(path: Path, make: Callable[[], T]) -> T:
+    """What ``make`` makes of the records in ``path``.
+
+    Raises:
+        FedsamError: they have another form than training gives them.
+    """
+    try:
+        return make()
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise FedsamError(
+            "a record of the training has another form than expected",
+            path=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="the file as fedsam_train_federated writes it (docs/formats.md)",
+            fix=_COPY,
+        ) from error
 
 
 def _mapping(path: Path, *keys: str) -> Mapping[str, Any]:

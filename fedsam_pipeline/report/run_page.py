@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.report.case_scores import ScoreSet
 from fedsam_pipeline.report.markup import Section, dice, duration, facts, num_bytes, warning
 from fedsam_pipeline.report.page import render_page
 from fedsam_pipeline.report.plan_sections import method_section, plan_section
-from fedsam_pipeline.report.run_files import RunFiles
+from fedsam_pipeline.report.run_files import RunFiles, checked
 from fedsam_pipeline.report.score_sections import CasePicture, picture_section, score_section
 from fedsam_pipeline.report.tradeoff import RunCost
 from fedsam_pipeline.report.training_sections import (
@@ -65,26 +63,13 @@ def run_page(files: RunFiles, around: Surroundings, *, made_with: str) -> str:
         ("run.json", lambda: method_section(files)),
         ("run.json", lambda: environment_section(files)),
     ]
-    sections = [_checked(files.folder / name, make) for name, make in makers]
-    lead = _checked(files.folder / "run.json", lambda: Section("", _lead(files, around))).body
+    sections = [checked(files.folder / name, make) for name, make in makers]
+    lead = checked(files.folder / "run.json", lambda: Section("", _lead(files, around))).body
     return render_page(files.plans.dataset_name, " · ".join(files.names), lead, sections, made_with=made_with)
 
 
 def _of_scores(scores: ScoreSet, why_no_cases: str) -> Callable[[], Section]:
     return lambda: score_section(scores, why_no_cases=why_no_cases)
-
-
-def _checked(path: Path, make: Callable[[], Section]) -> Section:
-    try:
-        return make()
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise FedsamError(
-            "a record of the training has another form than expected",
-            path=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="the file as fedsam_train_federated writes it (docs/formats.md)",
-            fix="copy the whole folder again",
-        ) from error
 
 
 def _lead(files: RunFiles, around: Surroundings) -> str:
