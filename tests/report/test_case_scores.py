@@ -27,7 +27,8 @@ def test_an_evaluation_brings_its_own_cases() -> None:
     counts = np.array([[10, 4, 9], [0, 0, 0]])
     score = CaseScore("case_0", "site_a", "gt", "pred", counts, 1000, np.array([2.0, np.nan]))
     scores = evaluated("Dice on test images", summarize([score], CLASSES))
-    assert scores.cases == (CaseDice("case_0", "site_a", {"organ": pytest.approx(20 / 33), "lesion": None}),)  # type: ignore[comparison-overlap]
+    (case,) = scores.cases
+    assert (case.case, case.site, case.classes) == ("case_0", "site_a", {"organ": pytest.approx(20 / 33), "lesion": None})
     assert scores.without_cases().cases == () and scores.without_cases().summary is scores.summary
 
 
