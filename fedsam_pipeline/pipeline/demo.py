@@ -14,10 +14,13 @@ from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL
 from fedsam_pipeline.pipeline.evaluate import evaluate
 from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
 from fedsam_pipeline.pipeline.predict import predict
+from fedsam_pipeline.pipeline.report import own_scores, write_page
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
-from fedsam_pipeline.report.html import write_report
-from fedsam_pipeline.report.overlay import choose_cases, overlay_png
+from fedsam_pipeline.report.case_scores import CaseDice, choose_cases, evaluated
+from fedsam_pipeline.report.overlay import HOW_TO_READ, overlay_png
+from fedsam_pipeline.report.run_files import RunFiles
+from fedsam_pipeline.report.score_sections import CasePicture
 from fedsam_pipeline.specs.comparison import Protocol
 
 DATASET = "Dataset001_Demo"
@@ -82,11 +85,15 @@ def run_demo(
         summaries[name], _ = evaluate(raw, masks)
     print()
     print(comparison_table(summaries, sorted(dataset.sites)))
-    report = write_report(
-        run_folders["federated"],
-        summaries=[("Test images, federated model", summaries["federated"])],
-        overlays=_overlays(raw, folder / "masks_federated", summaries["federated"], list(dataset.labels)),
+    files = RunFiles.load(run_folders["federated"])
+    test = evaluated("Dice on test images", summaries["federated"])
+    report = write_page(
+        files,
+        [test, *own_scores(files)],
+        preprocessed / DATASET,
         output=folder / "report.html",
+        pictures=_pictures(raw, folder / "masks_federated", test.cases, files.plans.foreground_names),
+        picture_notes=[f"Test images, on their own grid. {HOW_TO_READ}"],
     )
     print(f"\nreport: {report}   ({(time.perf_counter() - started) / 60:.1f} minutes on {usable_cores()} cores)")
     return report
@@ -109,21 +116,14 @@ def comparison_table(summaries: Mapping[str, Mapping[str, Any]], sites: Sequence
     return "\n".join([*lines, str(summaries["federated"]["rule"])])
 
 
-def _overlays(raw: Path, masks: Path, summary: Mapping[str, Any], labels: Sequence[str]) -> list[tuple[str, bytes]]:
+def _pictures(raw: Path, masks: Path, cases: Sequence[CaseDice], class_names: Sequence[str]) -> list[CasePicture]:
     pictures = []
-    for word, case in choose_cases(summary):
-        image = read_image([raw / "imagesTs" / f"{case}_0000.nii.gz"])
-        reference, prediction = read_labels(raw / "labelsTs" / f"{case}.nii.gz"), read_labels(masks / f"{case}.nii.gz")
+    for words, scores in choose_cases(cases, 2):
+        image = read_image([raw / "imagesTs" / f"{scores.case}_0000.nii.gz"])
+        reference, prediction = (read_labels(folder / f"{scores.case}.nii.gz").array for folder in (raw / "labelsTs", masks))
         spacing = image.geometry.spacing
-        picture = overlay_png(
-            image.array[0],
-            reference.array,
-            prediction.array,
-            class_names=labels[1:],
-            spacing=spacing,
-            axis=spacing.index(max(spacing)),
-        )
-        pictures.append((f"{case}: {word}", picture))
+        png = overlay_png(image.array[0], reference, prediction, class_names=class_names, spacing=spacing, axis=spacing.index(max(spacing)))
+        pictures.append(CasePicture(words, scores, png))
     return pictures
 
 

@@ -1,7 +1,7 @@
 """Pictures of single cases: slices with a mask, or with reference and prediction. They show patients: for a site, never for the server."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from fedsam_pipeline.report.style import INK, SITE_COLOURS, label, new_figure, png_bytes
+from fedsam_pipeline.report.style import INK, SITE_COLOURS, new_figure, png_bytes
 
 CLASS_COLOURS = ("#FFB000", "#3DDCFF", "#FF5A8A", "#8CFF6B", *SITE_COLOURS)
 """bright on grey images"""
@@ -19,48 +19,33 @@ IGNORE_COLOUR = "#9AA5B1"
 FILL = 0.35
 """how much of the image a filled mask hides"""
 MAX_SLICES = 4
-
-
-def choose_cases(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The worst, the median and the best case of a summary by their mean Dice over classes, as (word, case).
-
-    Cases without any Dice are left out; fewer than three cases give fewer pictures.
-    """
-    scored = []
-    for row in summary["metric_per_case"]:
-        values = [metrics["Dice"] for metrics in row["metrics"].values() if metrics["Dice"] is not None]
-        if values:
-            scored.append((float(np.mean(values)), str(row["case"])))
-    scored.sort()
-    if not scored:
-        return []
-    wanted = {"worst": 0, "median": (len(scored) - 1) // 2, "best": len(scored) - 1}
-    chosen: dict[int, tuple[str, str]] = {}
-    for word, position in wanted.items():
-        chosen.setdefault(position, (f"{word}, Dice {scored[position][0]:.3f}", scored[position][1]))
-    return list(chosen.values())
+DASHED = (0, (2.5, 1.5))
+HOW_TO_READ = "Solid: reference; dashed: prediction. Shown: the slice with the largest area, and the one with most wrong voxels."
+OVERLAY_DPI = 110
+"""enough for a page; several pictures stand in one file"""
 
 
 def overlay_png(
     image: NDArray[np.floating],
-    reference: NDArray[np.integer] | None,
+    reference: NDArray[np.integer],
     prediction: NDArray[np.integer],
     *,
     class_names: Sequence[str],
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     axis: int = 0,
-    title: str = "",
+    upright: bool = False,
 ) -> bytes:
-    """Draws the slice that shows most foreground: the plain image, and the same with contours.
+    """Draws a case with the contours of reference (solid) and prediction (dashed): the slices of ``overlay_slices``, plain above and with
+    contours below; a single slice plain on the left and with contours on the right.
 
     Args:
         image: (Z, Y, X) intensities of one channel.
-        reference: (Z, Y, X) labels, or ``None`` where there are none.
+        reference: (Z, Y, X) labels; values that are no class are not drawn.
         prediction: (Z, Y, X) labels.
         class_names: foreground names in order of their values 1, 2, ...
         spacing: mm, (z, y, x); decides the shape of the pixels.
         axis: the axis that is cut.
-        title: text above the picture.
+        upright: whether the first row of a slice belongs at the bottom (rows that grow towards the head).
 
     Returns:
         PNG bytes.
@@ -68,33 +53,53 @@ def overlay_png(
     Raises:
         ValueError: arrays of different shapes.
     """
-    if image.shape != prediction.shape or (reference is not None and reference.shape != image.shape):
-        raise ValueError(f"different shapes: image {image.shape}, prediction {prediction.shape}")
-    truth = prediction if reference is None else reference
-    guide = truth if np.any(truth) else prediction
-    amounts = np.count_nonzero(guide, axis=tuple(other for other in range(3) if other != axis))
-    index = int(np.argmax(amounts)) if amounts.any() else image.shape[axis] // 2
-    picture = np.take(image, index, axis=axis).astype(np.float64)
-    rows, columns = (spacing[other] for other in range(3) if other != axis)
-    height = 3.0 * (picture.shape[0] * rows) / (picture.shape[1] * columns)
-    figure, axes = new_figure(6.4, min(max(height, 1.6), 5.0) + 0.6, 2)
-    for ax in axes:
-        _draw_grey(ax, picture, rows / columns)
-    drawn = [(reference, "-")] if reference is not None else []
-    for labels, style in [*drawn, (prediction, (0, (2.5, 1.5)))]:
-        plane = np.take(labels, index, axis=axis)
-        for value in range(1, len(class_names) + 1):
-            if np.any(plane == value):
-                colour = CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
-                axes[1].contour(plane == value, levels=[0.5], colors=[colour], linewidths=1.4, linestyles=[style])
-    label(axes[0], title, "", "")
-    axes[1].set_title(f"slice {index}", loc="right", fontsize=8, color=INK)
-    entries = [Line2D([], [], color=CLASS_COLOURS[i % len(CLASS_COLOURS)], label=name) for i, name in enumerate(class_names)]
-    if reference is not None:
-        entries.append(Line2D([], [], color=INK, label="reference"))
-    entries.append(Line2D([], [], color=INK, linestyle=(0, (2.5, 1.5)), label="prediction"))
-    figure.legend(handles=entries, loc="outside lower center", ncols=min(5, len(entries)), fontsize=8, frameon=False)
-    return png_bytes(figure)
+    if not image.shape == reference.shape == prediction.shape:
+        raise ValueError(f"different shapes: image {image.shape}, reference {reference.shape}, prediction {prediction.shape}")
+    slices = overlay_slices(reference, prediction, axis)
+    rows, columns = (other for other in range(3) if other != axis)
+    aspect = spacing[rows] / spacing[columns]
+    height = min(max(2.7 * aspect * image.shape[rows] / image.shape[columns], 1.2), 4.5)
+    across = len(slices) == 1  # one slice: plain on the left, drawn on the right
+    figure, axes = new_figure(5.4, (1 if across else 2) * height + 0.9, 2, rows=len(slices))
+    for column, (words, index) in enumerate(slices):
+        picture = np.take(image, index, axis=axis).astype(np.float64)
+        plain, drawn = axes[column], axes[column + len(slices)]
+        for ax in (plain, drawn):
+            _draw_grey(ax, picture, aspect, upright=upright)
+        plain.set_title(f"{words}: slice {index + 1} of {image.shape[axis]}", fontsize=8, color=INK)
+        for labels, style in ((reference, "-"), (prediction, DASHED)):
+            plane = np.take(labels, index, axis=axis)
+            for value in range(1, len(class_names) + 1):
+                if np.any(plane == value):
+                    colour = CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
+                    drawn.contour(plane == value, levels=[0.5], colors=[colour], linewidths=1.4, linestyles=[style])
+    shown = [value for value in range(1, len(class_names) + 1) if np.any(reference == value) or np.any(prediction == value)]
+    entries = [Line2D([], [], color=CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)], label=class_names[value - 1]) for value in shown]
+    entries += [Line2D([], [], color=INK, label="reference"), Line2D([], [], color=INK, linestyle=DASHED, label="prediction")]
+    figure.legend(handles=entries, loc="outside lower center", ncols=min(4, len(entries)), fontsize=8, frameon=False)
+    return png_bytes(figure, dpi=OVERLAY_DPI)
+
+
+def overlay_slices(reference: NDArray[np.integer], prediction: NDArray[np.integer], axis: int) -> list[tuple[str, int]]:
+    """The slice with the largest foreground of the reference (of the prediction where it has none), and the one with most voxels in which
+    the two disagree, where that is another one.
+
+    Args:
+        reference: (Z, Y, X) labels; negative voxels, which nobody annotated, disagree with nothing.
+        prediction: (Z, Y, X) labels.
+        axis: the axis that is cut.
+
+    Returns:
+        What the slice is and its index along ``axis``.
+    """
+    others = tuple(other for other in range(3) if other != axis)
+    guide = reference if np.any(reference > 0) else prediction
+    foreground = np.count_nonzero(guide > 0, axis=others)
+    wrong = np.count_nonzero((reference != prediction) & (reference >= 0), axis=others)
+    largest = int(np.argmax(foreground)) if foreground.any() else reference.shape[axis] // 2
+    worst = int(np.argmax(wrong))
+    chosen = [("largest area", largest)]
+    return chosen if worst == largest or not wrong.any() else [*chosen, ("most errors", worst)]
 
 
 def mask_png(

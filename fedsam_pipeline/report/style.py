@@ -11,7 +11,7 @@ SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 """Okabe and Ito's colour-blind-safe palette, extended; sites beyond repeat it with another line style"""
 LINE_STYLES = ("-", "--", ":", "-.")
 INK = "#1F2933"
-MUTED = "#6B7785"
+MUTED = "#56606C"
 GRID = "#E3E8EE"
 
 

@@ -52,6 +52,7 @@ FLAGS = {
     "fedsam_convert_dataset": ("msd", "prostate", "kits19", "ixi", "fets"),
     "fedsam_download_weights": ("base_model", "--from"),
     "fedsam_recipes": ("-m", "--image_size", "--num_classes", "--rank", "-r", "--json", "--tensors"),
+    "fedsam_report": ("-d", "-m", "-o", "--cases", "--no_cases", "-device"),
     "fedsam_compare": (
         *("-d", "--recipes", "--methods", "--protocols", "--strategies", "--wires", "--learning_rates", "--random_encoder"),
         *("--seeds", "--steps", "--local_steps", "-f", "-p", "-o", "-device"),

@@ -8,7 +8,7 @@ from matplotlib import image as pictures
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from fedsam_pipeline.report.overlay import CLASS_COLOURS, FILL, MAX_SLICES, choose_slices, mask_png
+from fedsam_pipeline.report.overlay import CLASS_COLOURS, FILL, MAX_SLICES, choose_slices, mask_png, overlay_png, overlay_slices
 
 CLASSES = {"organ": 1, "nodule": 2}
 
@@ -79,3 +79,36 @@ def test_shapes_must_agree_and_flat_images_can_be_drawn() -> None:
     with pytest.raises(ValueError, match="different shapes"):
         mask_png(np.zeros((2, 3, 3), np.float32), np.zeros((3, 3, 3), np.uint8), CLASSES)
     assert mask_png(np.zeros((2, 3, 3), np.float32), np.zeros((2, 3, 3), np.uint8), CLASSES, ignore=-1).startswith(b"\x89PNG")
+
+
+def test_the_largest_slice_and_the_one_with_most_errors() -> None:
+    reference = _labels()
+    prediction = reference.copy()
+    assert overlay_slices(reference, prediction, 0) == [("largest area", 2)]
+    prediction[5, 10:17, 10:17] = 2
+    assert overlay_slices(reference, prediction, 0) == [("largest area", 2), ("most errors", 5)]
+    prediction[2] = 0
+    assert overlay_slices(reference, prediction, 0) == [("largest area", 2)]  # now both
+    empty = np.zeros_like(reference)
+    assert overlay_slices(empty, prediction, 0)[0] == ("largest area", 5)  # of the prediction
+    assert overlay_slices(empty, empty, 0) == [("largest area", 3)]
+    ignored = np.full(reference.shape, -1, np.int8)
+    assert overlay_slices(ignored, prediction.astype(np.int8), 0) == [("largest area", 5)]  # nobody annotated: nothing is wrong
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_contours_stand_where_the_classes_are(axis: int) -> None:
+    image = np.zeros((20, 24, 22), np.float32)
+    reference = np.zeros(image.shape, np.uint8)
+    reference[4:10, 4:10, 4:10] = 1
+    picture = _pixels(overlay_png(image, reference, reference, class_names=["organ", "nodule"], spacing=(3.0, 1.0, 1.0), axis=axis))
+    organ, nodule = (np.abs(picture - np.asarray(to_rgb(colour))).max(axis=-1) < 0.05 for colour in CLASS_COLOURS[:2])
+    assert organ.any() and not nodule.any()
+    assert np.nonzero(organ)[1].max() > picture.shape[1] / 2  # a single slice: plain on the left, drawn on the right
+
+
+def test_shapes_of_an_overlay_must_agree() -> None:
+    image, labels = np.zeros((5, 4, 4), np.float32), np.zeros((5, 4, 4), np.uint8)
+    for reference, prediction in ((labels[1:], labels), (labels, labels[1:])):
+        with pytest.raises(ValueError, match="different shapes"):
+            overlay_png(image, reference, prediction, class_names=["organ"])
