@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from fedsam_pipeline.report.html import STYLE
+from fedsam_pipeline.report.page import STYLE
 from fedsam_pipeline.specs.quality import QualityRow, QualityTable, lowest
 
 PAGE_STYLE = """
