@@ -1,4 +1,4 @@
-"""Several trained folds, one answer: the mean of their class probabilities."""
+"""Several trained folds and views, one answer: the mean of their class probabilities."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from fedsam_pipeline.inference.prompts import VolumePrompt
 from fedsam_pipeline.inference.score_map import ScoreMap
 from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.preprocessing.slabs import SliceableVolume
+from fedsam_pipeline.preprocessing.views import AS_STORED
 
 
 class Predictors(Protocol):
@@ -21,7 +22,7 @@ class Predictors(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Predictor]:
-        """Each predictor is used before the next one is asked for, and not afterwards."""
+        """Each predictor is used before the next one is asked for, and not afterwards. The last one's slices are the stored ones."""
         ...
 
 
@@ -30,20 +31,20 @@ class FoldPredictors:
 
     Args:
         models: the folds.
-        predictor: of ``models.model``.
+        views: predictors of ``models.model``, one a view (``view_predictors``); a single predictor where there is one view.
     """
 
-    def __init__(self, models: FoldModels, predictor: Predictor) -> None:
+    def __init__(self, models: FoldModels, *views: Predictor) -> None:
         self._models = models
-        self._predictor = predictor
+        self.views = views
 
     def __len__(self) -> int:
-        return len(self._models)
+        return len(self._models) * len(self.views)
 
     def __iter__(self) -> Iterator[Predictor]:
         for fold in range(len(self._models)):
             self._models.use(fold)
-            yield self._predictor
+            yield from self.views
 
 
 def gives_probabilities(predictors: Predictors) -> bool:
@@ -60,12 +61,13 @@ def stream_ensemble(
 ) -> Iterator[NDArray[np.float32]]:
     """Class scores of one preprocessed volume (C, S, H, W), whose arg max is the answer; slices in their order.
 
-    The volume goes through one member after the other. The sum of the probabilities of all members but the last is on disk, in half
-    precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the sum.
+    The volume goes through one member after the other, each along the axis of its view. The sum of the probabilities of all members but
+    the last is on disk, in half precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the
+    sum.
 
     Args:
-        predictors: one for each fold.
-        image: the volume.
+        predictors: one for each fold and view.
+        image: the volume, as stored.
         folder: on the disk for the sum; not used by a single predictor.
         on_progress: as in :meth:`Predictor.stream_case`; the shares of all members add up to one.
         prompts: as in :meth:`Predictor.stream_case`.
@@ -75,7 +77,7 @@ def stream_ensemble(
         averaged, so that a fold with large margins does not outvote the others. The array is overwritten once the next one is asked for.
 
     Raises:
-        ValueError: no predictor.
+        ValueError: no predictor, or the last one is of another view than the stored one.
         FedsamError: the disk lacks the space.
     """
     if not len(predictors):
@@ -88,6 +90,7 @@ def stream_ensemble(
 
     if not gives_probabilities(predictors):
         for predictor in predictors:
+            _check_last(predictor)
             yield from predictor.stream_case(image, part_done, prompts)
         return
     total: ScoreMap | None = None
@@ -95,15 +98,23 @@ def stream_ensemble(
         for number, predictor in enumerate(predictors, start=1):
             if total is None:
                 num_slices, height, width = image.shape[1:]
-                total = ScoreMap((num_slices, predictor.plans.num_classes, height, width), folder)
+                cubes = predictor.order != AS_STORED  # of several views the stored one comes last
+                total = ScoreMap((num_slices, predictor.plans.num_classes, height, width), folder, cubes=cubes)
+            if number == len(predictors):
+                _check_last(predictor)
             first = 0
             for logits in predictor.stream_case(image, part_done, prompts):
                 probabilities = (torch.from_numpy(logits).softmax(dim=1) * share).numpy()
                 if number < len(predictors):
-                    total.add(first, probabilities)
+                    total.add(first, probabilities, predictor.order)
                 else:
                     yield total.read(first, len(probabilities)) + probabilities
                 first += len(probabilities)
     finally:
         if total is not None:
             total.close()
+
+
+def _check_last(predictor: Predictor) -> None:
+    if predictor.order != AS_STORED:
+        raise ValueError("the last predictor must be of the stored view: its slices leave in their order")

@@ -1,9 +1,11 @@
 """Prompts on a preprocessed volume, and what a window of one slice sees of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from fedsam_pipeline.model.prompts import ImagePrompt, PromptKind
+from fedsam_pipeline.preprocessing.views import Order
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,11 @@ class VolumePrompt:
     label: int
     first: tuple[float, float, float]
     last: tuple[float, float, float]
+
+    def turned(self, order: Order) -> Self:
+        """The same prompt in a view whose axes are these of (S, H, W)."""
+        (a, b, c), first, last = order, self.first, self.last
+        return replace(self, first=(first[a], first[b], first[c]), last=(last[a], last[b], last[c]))
 
 
 def image_prompts(

@@ -9,10 +9,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fedsam_pipeline.errors import EXIT_DONE, EXIT_SOME_FAILED, FedsamError
 from fedsam_pipeline.inference.ensemble import FoldPredictors
 from fedsam_pipeline.inference.inputs import InputCase, file_ending, find_cases
-from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path
 from fedsam_pipeline.inference.record import RECORD_FILE, PredictionRecord
 from fedsam_pipeline.inference.trained import TRAIN_FIX, TRAINED_MARKER, choose_run, find_folds
+from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
@@ -103,12 +103,16 @@ def predict(
         chosen = choose_device(device)
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(fold_folders), chosen, log_path)
         models = FoldModels(fold_folders, chosen)
-        predictor = Predictor(
-            models.model, plans, chosen, autocast_dtype(chosen), mirror_axes=record.mirror_axes, step_size=record.step_size
+        views = view_predictors(
+            models.model,
+            plans,
+            models.configuration,
+            chosen,
+            autocast_dtype(chosen),
+            mirror_axes=record.mirror_axes,
+            step_size=record.step_size,
         )
-        runner = CasePredictor(
-            FoldPredictors(models, predictor), predictor, plans, save_probabilities=save_probabilities, max_memory=max_memory
-        )
+        runner = CasePredictor(FoldPredictors(models, *views), plans, save_probabilities=save_probabilities, max_memory=max_memory)
         failures = runner.run(cases)
     return report_outcome(failures, len(cases), target)
 

@@ -19,8 +19,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.inputs import InputCase
-from fedsam_pipeline.inference.memory_budget import BatchSizes, batch_sizes, reading_bytes, slice_cost, used_memory
-from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.inference.memory_budget import BatchSizes, reading_bytes, set_batch_sizes, slice_cost, used_memory
 from fedsam_pipeline.inference.probabilities import probabilities_path, write_probabilities
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.specs.case import CaseProperties
@@ -42,24 +41,20 @@ class CasePredictor:
     """Predicts cases one after the other.
 
     Args:
-        predictors: the folds.
-        predictor: through which they go; its batch sizes are set for each case.
+        predictors: the folds and views; their batch sizes are set for each case.
         plans: of all folds.
         save_probabilities: write them beside the masks, too.
         max_memory: bytes of main memory that this process may use; what does not fit is done in smaller portions, and images are read
             ahead only where both fit. ``None``: no limit.
     """
 
-    def __init__(
-        self, predictors: FoldPredictors, predictor: Predictor, plans: Plans, *, save_probabilities: bool, max_memory: int | None
-    ) -> None:
+    def __init__(self, predictors: FoldPredictors, plans: Plans, *, save_probabilities: bool, max_memory: int | None) -> None:
         self._predictors = predictors
-        self._predictor = predictor
         self._plans = plans
         self._save_probabilities = save_probabilities
         self._max_memory = max_memory
-        self._most_slices = predictor.batch_slices
-        self._cost = slice_cost(predictor)
+        self._most_slices = predictors.views[0].batch_slices
+        self._cost = slice_cost(predictors.views[0])  # of all views alike: their images have one size
         self._ahead: Future[ReadCase] | None = None
 
     def run(self, cases: Sequence[InputCase]) -> dict[str, str]:
@@ -103,11 +98,11 @@ class CasePredictor:
         """The mask of a case, while the next one is read."""
         reading, self._ahead = self._ahead or reader.submit(self._read, case), None
         ready = reading.result()
-        sizes = batch_sizes(self._predictor, self._cost, ready.properties, self._max_memory, used_memory(), self._most_slices)
+        views, limit = self._predictors.views, self._max_memory
+        sizes = set_batch_sizes(views, self._cost, ready.properties, limit, used_memory(), self._most_slices)
         self._warn_of(case, sizes)
         if following is not None and self._fits_beside(following, sizes):
             self._ahead = reader.submit(self._read, following)
-        self._predictor.batch_slices, self._predictor.kept_embeddings = sizes.batch_slices, sizes.kept_embeddings
         parts = stream_ensemble(self._predictors, ready.image, case.output.parent, on_progress)
         if not self._save_probabilities:
             return export_stream(parts, ready.properties, self._plans), ready.geometry

@@ -19,16 +19,16 @@ from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
-from fedsam_pipeline.pipeline.plans_file import load_plans
+from fedsam_pipeline.pipeline.plans_file import check_triplanar, load_plans
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.comparison import Protocol
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 ONE_SITE = ("local", "centralized")
-CONFIGURATION = "main"
 POOLED_SITE = "pooled"
 EXACT_ONLY = REBASING | {"rolora"}
 """LoRA methods between whose rounds error feedback has no meaning"""
@@ -42,6 +42,7 @@ class TrainRequest:
 
     recipe: str = "default"
     plans_name: str = "plans"
+    configuration: Configuration = "main"
     base_model: str | None = None
     fold: str = "0"
     protocol: Protocol = "federated"
@@ -116,6 +117,8 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             fix=f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -m {request.base_model} -p NAME, then train with -p NAME",
         )
     plan_again += f" -m {plans.base_model}"
+    if request.configuration == "triplanar":
+        check_triplanar(plans, preprocessed / f"{request.plans_name}.json")
     recipe = _with_aggregation(load_recipe(request.recipe), request)
     spec = base_model_spec(plans.base_model)
     weights = find_weights(spec)
@@ -128,11 +131,11 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     owner = {case: site for site, cases in sites.items() for case in cases}
     groups = _groups(request.protocol, sites)
     start = None if request.init is None else request.init.absolute()
-    model = ModelSetup(plans, recipe, weights, request.random_encoder, start)
+    model = ModelSetup(plans, recipe, weights, request.random_encoder, start, request.configuration)
     special = "-random_encoder" if request.random_encoder else ""
     if start is not None:
         special += f"-from_{model.start_sha256[:8]}"
-    adaptation = f"{recipe.name}{special}__{request.plans_name}__{CONFIGURATION}"
+    adaptation = f"{recipe.name}{special}__{request.plans_name}__{request.configuration}"
     return [
         _run_setup(
             results / preprocessed.name / adaptation,
