@@ -1,7 +1,7 @@
 """Peak memory of fedsam_predict on one large image: a synthetic CT, a model with random weights, everything through the command.
 
 python -m benchmarks.predict_memory [--size 600 512 512] [--classes 20] [--folds 1] [--cases 1] [--base_model lite_medsam] [--image_size 56]
-    [--window 512] [--tta] [--save_probabilities] [--max_memory GB] [--limit_gb 8]
+    [--window 512] [--configuration main|triplanar] [--tta] [--save_probabilities] [--max_memory GB] [--limit_gb 8]
 
 The plan's spacing is the image's own, so that the scores are as large as they can be; the slices of the image are seen through windows
 of --window voxels, each shrunk to --image_size pixels. Memory depends on neither weights nor anatomy. Printed: seconds, peak memory of the
@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.volume import write_image
 from fedsam_pipeline.model.build import build_planned
 from fedsam_pipeline.model.trained_files import BundleInfo, write_adapter, write_documents
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.plans import ChannelPlan, InputTerm, Plans, PromptPlan, ResamplingPlan, TrainingPlan
 from fedsam_pipeline.specs.recipe import load_recipe
 
@@ -39,7 +41,9 @@ def write_case(path: str, size: list[int]) -> None:
     write_image(Path(path), array, Geometry((size[0], size[1], size[2]), SPACING, (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)))
 
 
-def write_model(folder: Path, base_model: str, image_size: int, window: int, classes: int, folds: int) -> None:
+def write_model(
+    folder: Path, base_model: str, image_size: int, window: int, classes: int, folds: int, configuration: Configuration
+) -> None:
     """Trained folds as prediction wants them, with random base weights and the adapter as drawn."""
     plans = Plans(
         plans_name="plans",
@@ -65,7 +69,14 @@ def write_model(folder: Path, base_model: str, image_size: int, window: int, cla
     )
     recipe = load_recipe("flap_sam")
     adapted = build_planned(plans, recipe, rank=4, weights=None)
-    info = BundleInfo(base_model=base_model, base_weights_sha256="random", lora_rank=4, rounds_done=1, adapter_sha256="0" * 64)
+    info = BundleInfo(
+        base_model=base_model,
+        base_weights_sha256="random",
+        configuration=configuration,
+        lora_rank=4,
+        rounds_done=1,
+        adapter_sha256="0" * 64,
+    )
     for fold in range(folds):
         write_documents(folder / f"fold_{fold}", plans, recipe, adapted.manifest)
         write_adapter(folder / f"fold_{fold}", adapted.trained_tensors(), info)
@@ -81,6 +92,7 @@ def main() -> int:
     parser.add_argument("--base_model", default="lite_medsam")
     parser.add_argument("--image_size", type=int, default=56)
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--configuration", choices=get_args(Configuration), default="main")
     parser.add_argument("--tta", action="store_true")
     parser.add_argument("--save_probabilities", action="store_true")
     parser.add_argument("--max_memory", type=float)
@@ -92,7 +104,15 @@ def main() -> int:
             path = folder / "imgs" / f"case{number}_0000.nii.gz"
             call = f"from benchmarks.predict_memory import write_case as f; f({str(path)!r}, {arguments.size})"
             timed([sys.executable, "-c", call], {})
-        write_model(folder / "model", arguments.base_model, arguments.image_size, arguments.window, arguments.classes, arguments.folds)
+        write_model(
+            folder / "model",
+            arguments.base_model,
+            arguments.image_size,
+            arguments.window,
+            arguments.classes,
+            arguments.folds,
+            arguments.configuration,
+        )
         flags = [] if arguments.tta else ["--disable_tta"]
         flags += ["--save_probabilities"] if arguments.save_probabilities else []
         flags += [] if arguments.max_memory is None else ["--max_memory", str(arguments.max_memory)]
@@ -102,7 +122,8 @@ def main() -> int:
     voxels = int(np.prod(arguments.size))
     peak, whole = run.peak_bytes / 1e9, 4 * arguments.classes * voxels / 1e9
     print(
-        f"{arguments.base_model} at {arguments.image_size} px, windows of {arguments.window}, {arguments.folds} fold(s) {' '.join(flags)}"
+        f"{arguments.base_model} at {arguments.image_size} px, windows of {arguments.window}, {arguments.configuration}, "
+        f"{arguments.folds} fold(s) {' '.join(flags)}"
     )
     print(f"{arguments.cases} image(s) of {' x '.join(map(str, arguments.size))} voxels, {arguments.classes} classes: {run.seconds:.0f} s")
     print(f"peak memory {peak:.2f} GB; one volume in float32 {4 * voxels / 1e9:.2f} GB; all scores {whole:.2f} GB")

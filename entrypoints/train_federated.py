@@ -16,6 +16,7 @@ from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.pipeline.train_table import result_table
 from fedsam_pipeline.specs.comparison import Protocol
+from fedsam_pipeline.specs.configuration import Configuration
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,6 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", metavar="DATASET", help="number or name of the dataset; not needed when only one is planned")
     parser.add_argument("-r", default="default", metavar="RECIPE", help="recipe: a name, or a TOML file")
     parser.add_argument("-p", default="plans", metavar="PLANS", help="name of the plans")
+    parser.add_argument(
+        "-c",
+        choices=get_args(Configuration),
+        default="main",
+        help="slices along the plan's axis, or along all three axes by one model (triplanar), where the plan offers that",
+    )
     parser.add_argument(
         "-f",
         default="0",
@@ -93,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="start from this trained fold's adapter instead of a fresh one; with --protocol local, each site adapts it alone",
     )
-    parser.add_argument("--c", action="store_true", help="continue an interrupted run from its last checkpoint")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
 
@@ -107,6 +114,7 @@ def _body(arguments: argparse.Namespace) -> None:
     request = TrainRequest(
         recipe=arguments.r,
         plans_name=arguments.p,
+        configuration=arguments.c,
         base_model=arguments.m,
         fold=arguments.f,
         protocol=arguments.protocol,
@@ -125,7 +133,7 @@ def _body(arguments: argparse.Namespace) -> None:
         wire=arguments.wire,
         random_encoder=arguments.random_encoder,
         init=arguments.init,
-        resume=arguments.c,
+        resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
     print(result_table(train_all(run_setups(preprocessed, folders.results, request), request)))

@@ -21,7 +21,8 @@ from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.flower.kept_masks import KeptMasks
-from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.inference.ensemble import stream_ensemble
+from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.lora_residuals import folded_residuals
@@ -172,7 +173,7 @@ class SiteWorker:
         """
         setup = self._setup
         annotated = {case: setup.annotated[site] for case in setup.train_cases if (site := setup.owner[case]) in setup.annotated}
-        loader = SlabLoader(self._store, setup.train_cases, setup.model.plans, annotated)
+        loader = SlabLoader(self._store, setup.train_cases, setup.model.plans, annotated, setup.model.configuration)
         execution = self._execution()
         apply_execution(self._adapted.model, execution)
         trainer = LocalTrainer(
@@ -295,7 +296,8 @@ class SiteWorker:
         labels = setup.labels
         groups = list(labels.scored.values())
         scorable = {site: labels.scorable(values) for site, values in setup.annotated.items()}
-        predictor = Predictor(self._adapted.model.eval(), setup.model.plans, device, autocast_dtype(device))
+        plans, configuration = setup.model.plans, setup.model.configuration
+        views = view_predictors(self._adapted.model.eval(), plans, configuration, device, autocast_dtype(device))
         tables: dict[str, list[NDArray[np.int64]]] = {}
         rows = []
         if masks is not None:
@@ -303,7 +305,9 @@ class SiteWorker:
         with folded_residuals(self._adapted.model, self._residuals):
             for name in _spread(sorted(setup.val_cases), max_cases):
                 case = self._store.open(name)
-                prediction = np.concatenate([logits.argmax(axis=1) for logits in predictor.stream_case(case.image)])
+                image = case.image if len(views) == 1 else case.image[:]  # the store is made for slices along its first axis
+                scores = stream_ensemble(views, image, setup.state_folder)
+                prediction = np.concatenate([part.argmax(axis=1) for part in scores])
                 if masks is not None:
                     masks.add(name, prediction)
                 table = counts(np.asarray(case.labels[:]), prediction, len(labels.classes), groups=groups, ignore=IGNORE)

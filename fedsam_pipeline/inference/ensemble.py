@@ -1,4 +1,4 @@
-"""Several trained folds, one answer: the mean of their class probabilities."""
+"""Several trained folds and views, one answer: the mean of their class probabilities."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from fedsam_pipeline.inference.prompts import VolumePrompt
 from fedsam_pipeline.inference.score_map import ScoreMap
 from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.preprocessing.slabs import SliceableVolume
+from fedsam_pipeline.preprocessing.views import AS_STORED
 
 
 class Predictors(Protocol):
@@ -22,7 +23,7 @@ class Predictors(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Predictor]:
-        """Each predictor is used before the next one is asked for, and not afterwards."""
+        """Each predictor is used before the next one is asked for, and not afterwards. The last one's slices are the stored ones."""
         ...
 
 
@@ -31,20 +32,20 @@ class FoldPredictors:
 
     Args:
         models: the folds.
-        predictor: of ``models.model``.
+        views: predictors of ``models.model``, one a view (``view_predictors``); a single predictor where there is one view.
     """
 
-    def __init__(self, models: FoldModels, predictor: Predictor) -> None:
+    def __init__(self, models: FoldModels, *views: Predictor) -> None:
         self._models = models
-        self._predictor = predictor
+        self.views = views
 
     def __len__(self) -> int:
-        return len(self._models)
+        return len(self._models) * len(self.views)
 
     def __iter__(self) -> Iterator[Predictor]:
         for fold in range(len(self._models)):
             self._models.use(fold)
-            yield self._predictor
+            yield from self.views
 
 
 def gives_probabilities(predictors: Predictors) -> bool:
@@ -63,13 +64,13 @@ def stream_ensemble(
 ) -> Iterator[NDArray[np.float32]]:
     """Class scores of one preprocessed volume (C, S, H, W), whose arg max is the answer; slices in their order.
 
-    The volume goes through one member after the other. The sum of the probabilities of all members but the last is on disk, in half
-    precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the sum. Where agreement is asked
-    for, the label map of every member but the last is on disk, too: 2 bytes a voxel.
+    The volume goes through one member after the other, each along the axis of its view. The sum of the probabilities of all members but
+    the last is on disk, in half precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the
+    sum. Where agreement is asked for, the label map of every member but the last is on disk, too: 2 bytes a voxel.
 
     Args:
-        predictors: one for each fold.
-        image: the volume.
+        predictors: one for each fold and view.
+        image: the volume, as stored.
         folder: on the disk for the sum; not used by a single predictor.
         on_progress: as in :meth:`Predictor.stream_case`; the shares of all members add up to one.
         prompts: as in :meth:`Predictor.stream_case`.
@@ -80,7 +81,7 @@ def stream_ensemble(
         averaged, so that a fold with large margins does not outvote the others. The array is overwritten once the next one is asked for.
 
     Raises:
-        ValueError: no predictor.
+        ValueError: no predictor, or the last one is of another view than the stored one.
         FedsamError: the disk lacks the space.
     """
     if not len(predictors):
@@ -94,30 +95,36 @@ def stream_ensemble(
     mirrors, folds = (agreement.mirrors, agreement.folds) if agreement is not None else (None, None)
     if not gives_probabilities(predictors):
         for predictor in predictors:
+            _check_last(predictor)
             yield from predictor.stream_case(image, part_done, prompts, mirrors=mirrors)
         return
     total: ScoreMap | None = None
     voted: list[ScoreMap] = []
+    cubes = False
     try:
         for number, predictor in enumerate(predictors, start=1):
             num_slices, height, width = image.shape[1:]
+            cubes = cubes or predictor.order != AS_STORED  # of several views the stored one comes last
             if total is None:
-                total = ScoreMap((num_slices, predictor.plans.num_classes, height, width), folder)
+                total = ScoreMap((num_slices, predictor.plans.num_classes, height, width), folder, cubes=cubes)
             if folds is not None and number < len(predictors):
-                voted.append(ScoreMap((num_slices, 1, height, width), folder))
+                voted.append(ScoreMap((num_slices, 1, height, width), folder, cubes=cubes))
+            if number == len(predictors):
+                _check_last(predictor)
             first = 0
-            for logits in predictor.stream_case(image, part_done, prompts, mirrors=mirrors):
+            of_stored = mirrors if predictor.order == AS_STORED else None  # other views are mirrored along other axes
+            for logits in predictor.stream_case(image, part_done, prompts, mirrors=of_stored):
                 if folds is not None:
                     labels = winner(torch.from_numpy(logits))
                     if number < len(predictors):
-                        voted[-1].add(first, labels[:, None].float().numpy())
+                        voted[-1].add(first, labels[:, None].float().numpy(), predictor.order)
                     else:
                         for at, own in enumerate(labels, start=first):
                             others = [torch.from_numpy(each.read(at, 1)[:, 0]).short() for each in voted]
                             folds.add([*others, own[None]])
                 probabilities = (torch.from_numpy(logits).softmax(dim=1) * share).numpy()
                 if number < len(predictors):
-                    total.add(first, probabilities)
+                    total.add(first, probabilities, predictor.order)
                 else:
                     yield total.read(first, len(probabilities)) + probabilities
                 first += len(probabilities)
@@ -125,3 +132,8 @@ def stream_ensemble(
         for each in (total, *voted):
             if each is not None:
                 each.close()
+
+
+def _check_last(predictor: Predictor) -> None:
+    if predictor.order != AS_STORED:
+        raise ValueError("the last predictor must be of the stored view: its slices leave in their order")

@@ -5,6 +5,7 @@ model is measured with one slice; the rest is counted in bytes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -90,7 +91,7 @@ def batch_sizes(predictor: Predictor, cost: SliceCost, properties: CasePropertie
         Sizes within the limit; the smallest that work where nothing fits.
     """
     plans = predictor.plans
-    _, height, width = properties.stored_size
+    height, width = (properties.stored_size[axis] for axis in predictor.order[1:])
     on_device = predictor.device.type != "cpu"
     per_slice = SCORE_BYTES * plans.num_classes * (height * width + math.prod(plans.window)) + (0 if on_device else cost.activations)
     per_slice += LABEL_BYTES * len(predictor.mirrorings) * math.prod(plans.window)
@@ -110,6 +111,22 @@ def batch_sizes(predictor: Predictor, cost: SliceCost, properties: CasePropertie
     kept = 0 if on_device else min(shared, free // 4 // cost.embedding)
     needed = fixed + batch * per_slice + native * row + kept * cost.embedding
     return BatchSizes(batch, shared if on_device else kept, native, needed)
+
+
+def set_batch_sizes(
+    predictors: Sequence[Predictor], cost: SliceCost, properties: CaseProperties, limit: int | None, used: int, most: int
+) -> BatchSizes:
+    """Chooses and sets the batch sizes of all views of one case, which take turns.
+
+    Arguments as :func:`batch_sizes`.
+
+    Returns:
+        Those of the view that needs most.
+    """
+    chosen = [batch_sizes(predictor, cost, properties, limit, used, most) for predictor in predictors]
+    for predictor, sizes in zip(predictors, chosen, strict=True):
+        predictor.batch_slices, predictor.kept_embeddings = sizes.batch_slices, sizes.kept_embeddings
+    return max(chosen, key=lambda sizes: sizes.needed)
 
 
 def used_memory() -> int:

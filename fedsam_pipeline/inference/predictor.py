@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsam_pipeline.inference.agreement import Agreement, winner
-from fedsam_pipeline.inference.prompts import VolumePrompt, by_slice, image_prompts
+from fedsam_pipeline.inference.prompts import VolumePrompt, by_slice, image_prompts, turned_prompts
 from fedsam_pipeline.inference.windows import AxisWindow, axis_windows, plane_windows
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.preprocessing.slabs import (
@@ -19,6 +19,7 @@ from fedsam_pipeline.preprocessing.slabs import (
     read_slab,
     to_image_size,
 )
+from fedsam_pipeline.preprocessing.views import AS_STORED, Order, turned
 from fedsam_pipeline.specs.plans import Plans
 
 
@@ -62,6 +63,8 @@ class Predictor:
             Axis 0 is left out where no slice sees another, because it would change nothing.
         step_size: how far windows and slabs are apart, as a share of their length, in (0, 1]; ``None`` is ``1 - plans.window_overlap``.
         kept_embeddings: of at most so many slices embeddings are kept for the next slab; the others are encoded again. ``None``: of all.
+        order: of the axes of the volumes that come, where the plan is that of a view along another axis (``View.order``). All axes above
+            and the slices that leave are the view's.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Predictor:
         *,
         step_size: float | None = None,
         kept_embeddings: int | None = None,
+        order: Order = AS_STORED,
     ) -> None:
         if batch_slices < 1 or not set(mirror_axes) <= {0, 1, 2}:
             raise ValueError(f"batch_slices must be positive and mirror_axes among 0, 1, 2: {batch_slices}, {tuple(mirror_axes)}")
@@ -87,6 +91,7 @@ class Predictor:
         self.batch_slices = batch_slices
         self.overlap = plans.window_overlap if step_size is None else 1 - step_size
         self.kept_embeddings = kept_embeddings
+        self.order = order
         self.mixes_slices = bool(getattr(model, "mixes_slices", False))
         slices_see_others = self.mixes_slices or plans.max_offset > 0
         axes = sorted(axis for axis in set(mirror_axes) if axis != 0 or slices_see_others)
@@ -125,9 +130,10 @@ class Predictor:
         """Predicts one preprocessed volume, slices in their order.
 
         Args:
-            image: (C, S, H, W), array or lazily sliced store.
+            image: (C, S, H, W) as stored, array or lazily sliced store.
             on_progress: called after every batch with the share of the work that it was; the shares add up to one.
-            prompts: for a model that was planned with prompts; slices and classes without any are found as without.
+            prompts: on the volume as stored, for a model that was planned with prompts; slices and classes without any are found as
+                without.
             mirrors: is given what each mirroring says, window by window.
 
         Yields:
@@ -141,6 +147,7 @@ class Predictor:
             raise ValueError("the model is in training mode: call model.eval() first")
         if len(image.shape) != 4 or image.shape[0] != len(self.plans.channels):
             raise ValueError(f"expected a volume (C, S, H, W) with {len(self.plans.channels)} channels, found {tuple(image.shape)}")
+        image, prompts = turned(image, self.order), turned_prompts(prompts, self.order)
         _, num_slices, height, width = image.shape
         windows = plane_windows((height, width), self.plans.window, self.overlap)
         slabs = self._slabs(num_slices)

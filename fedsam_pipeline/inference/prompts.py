@@ -1,9 +1,10 @@
 """Prompts on a preprocessed volume, and what a window of one slice sees of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsam_pipeline.model.prompts import ImagePrompt, PromptKind
+from fedsam_pipeline.preprocessing.views import AS_STORED, Order
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ def by_slice(prompts: Sequence[VolumePrompt]) -> Mapping[int, Sequence[VolumePro
         for index in prompt.slices:
             found.setdefault(index, []).append(prompt)
     return found
+
+
+def turned_prompts(prompts: Sequence[VolumePrompt], order: Order) -> list[VolumePrompt]:
+    """The same prompts in a view whose axes are these of (S, H, W).
+
+    A box on a single slice is a line in the views across it, which says nothing of the object's extent there: they do without it.
+    """
+    (a, b, c) = order
+    return [
+        replace(each, first=(each.first[a], each.first[b], each.first[c]), last=(each.last[a], each.last[b], each.last[c]))
+        for each in prompts
+        if order == AS_STORED or each.kind != "box" or len(each.slices) > 1
+    ]
 
 
 def image_prompts(

@@ -17,6 +17,7 @@ from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.model.tiny_vit import TinyViT
 from fedsam_pipeline.model.trained_files import BundleInfo, read_adapter, read_info
 from fedsam_pipeline.specs.base_model import BaseModelSpec
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.specs.plans import PREPROCESSING_VERSION, Plans
 from fedsam_pipeline.specs.recipe import Recipe
@@ -161,6 +162,7 @@ class ModelSetup:
         weights: base checkpoint file; ``None`` seeds the base at random.
         random_encoder: draw the image encoder at random, for control experiments.
         start: a trained fold's folder whose adapter training begins with; ``None``: the adapter as drawn.
+        configuration: the views that it trains on.
     """
 
     plans: Plans
@@ -168,6 +170,7 @@ class ModelSetup:
     weights: Path | None
     random_encoder: bool = False
     start: Path | None = None
+    configuration: Configuration = "main"
 
     @property
     def weights_sha256(self) -> str:
@@ -193,6 +196,7 @@ class ModelSetup:
             "weights_sha256": self.weights_sha256,
             "encoder": "random" if self.random_encoder else "pretrained",
             "start_sha256": self.start_sha256,
+            "configuration": self.configuration,
         }
 
     def build(self) -> AdaptedModel:
@@ -236,6 +240,7 @@ class ModelSetup:
             base_model=self.plans.base_model,
             base_weights_sha256=self.weights_sha256,
             random_encoder=self.random_encoder,
+            configuration=self.configuration,
             lora_rank=self.lora_rank,
             rounds_done=rounds_done,
             adapter_sha256="0" * 64,

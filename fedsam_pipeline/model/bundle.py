@@ -54,6 +54,7 @@ class FoldModels:
     Attributes:
         model: in evaluation mode; the fold that was last asked for with ``use``, at first the first.
         plans: of all folds.
+        configuration: of all folds, too.
 
     Raises:
         FedsamError: a file is missing or broken, a hash differs, the base weights are not in the cache, or the folds do not fit together.
@@ -65,6 +66,7 @@ class FoldModels:
         recipe = Recipe.load(folder / RECIPE_FILE, fix=RETRAIN)
         read = [read_adapter(Path(each)) for each in folders]
         info = read[0][0]
+        self.configuration = info.configuration
         adapted = _build(info, self.plans, recipe)
         self._adapters = []
         for each, (own, manifest, tensors) in zip(folders, read, strict=True):
@@ -112,6 +114,7 @@ def _check_alike(folder: Path, info: BundleInfo, first: Path, expected: BundleIn
             ("plan", own_plans.sha256(), plans.sha256()),
             ("recipe", own_recipe.sha256(), recipe.sha256()),
             ("base model or LoRA rank", base, wanted),
+            ("configuration", info.configuration, expected.configuration),
         )
         if own != other
     ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import atomic_path, sha256_file
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.document import Document
 from fedsam_pipeline.specs.manifest import Manifest
 from fedsam_pipeline.specs.plans import Plans
@@ -33,6 +34,8 @@ class BundleInfo(Document):
     """or the word ``random``"""
     random_encoder: bool = False
     """a control experiment: the image encoder was drawn at random, not loaded"""
+    configuration: Configuration = "main"
+    """the views that it was trained on and predicts with"""
     lora_rank: int
     rounds_done: PositiveInt
     adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import json_text, read_json
@@ -27,9 +27,11 @@ from fedsam_pipeline.specs.bundle_index import (
     TRAINING_FILE,
     BundleIndex,
 )
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.coverage import COVERAGE_FILE, Coverage
 from fedsam_pipeline.specs.training_record import TrainingRecord
 
+_CONFIGURATIONS = tuple(f"__{name}" for name in get_args(Configuration))
 _RUN_MARKERS = ("federated__", "centralized__", "local-", "leave_one_site_out-")
 
 
@@ -89,7 +91,7 @@ def export_model(
 
 
 def run_names(run: Path) -> tuple[str, str]:
-    """``RECIPE__PLANS__main`` and ``PROTOCOL__STRATEGY__seedN`` of a run's folder: of an imported one as its index says.
+    """``RECIPE__PLANS__CONFIGURATION`` and ``PROTOCOL__STRATEGY__seedN`` of a run's folder: of an imported one as its index says.
 
     Raises:
         FedsamError: the folders have other names.
@@ -97,12 +99,12 @@ def run_names(run: Path) -> tuple[str, str]:
     if (run / INDEX_FILE).is_file():
         index = BundleIndex.load(run / INDEX_FILE)
         return index.configuration, index.run
-    if run.parent.name.endswith("__main") and run.name.startswith(_RUN_MARKERS):
+    if run.parent.name.endswith(_CONFIGURATIONS) and run.name.startswith(_RUN_MARKERS):
         return run.parent.name, run.name
     raise FedsamError(
         "this folder is not named as a run",
         path=run,
-        expected="RECIPE__PLANS__main/PROTOCOL__STRATEGY__seedN, as fedsam_train_federated names it",
+        expected="RECIPE__PLANS__CONFIGURATION/PROTOCOL__STRATEGY__seedN, as fedsam_train_federated names it",
         fix="rename the folder and the one above it",
     )
 
@@ -184,6 +186,7 @@ def _refuse_mixture(trained: Mapping[str, TrainedFold]) -> None:
             ("recipes", each.recipe.sha256(), reference.recipe.sha256()),
             ("base weights", each.info.base_weights_sha256, reference.info.base_weights_sha256),
             ("encoders", each.info.random_encoder, reference.info.random_encoder),
+            ("configurations", each.info.configuration, reference.info.configuration),
         ):
             if here != there:
                 raise FedsamError(

@@ -8,8 +8,10 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.plan_rules import BASE_MODEL_RULES
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.paths import choose_dataset, dataset_id, list_datasets
+from fedsam_pipeline.planning.geometry_rules import triplanar
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import planned_values
+from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.specs.document import Rule
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.plans import Plans, check_plans_name, is_plans_name
@@ -77,6 +79,24 @@ def load_plans(path: Path, *, fix: str, labels: Mapping[str, int] | None = None,
         Rule(("channels",), channel_faults),
     )
     return Plans.load(path, fix=fix, rules=rules)
+
+
+def check_triplanar(plans: Plans, path: Path) -> None:
+    """Refuses the configuration ``triplanar`` where voxels are too long. ``path`` is the plan's, for the message.
+
+    Raises:
+        FedsamError: the plan does not offer it.
+    """
+    rules = load_thresholds().triplanar
+    offer = triplanar(plans.target_spacing, rules)
+    if not offer.value:
+        raise FedsamError(
+            "this plan does not offer the configuration triplanar",
+            path=path,
+            found=offer.why,
+            expected=f"target spacings within {rules.max_spacing_ratio:g} times of each other",
+            fix="train with -c main, or plan with nearly equal lengths: -overwrite_target_spacing Z Y X -overwrite_plans_name NAME",
+        )
 
 
 def changed_values(kept: Plans, made: Plans) -> list[str]:

@@ -22,9 +22,8 @@ from fedsam_pipeline.inference.coverage_check import ImageView
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.export import export_stream
 from fedsam_pipeline.inference.inputs import InputCase
-from fedsam_pipeline.inference.memory_budget import BatchSizes, batch_sizes, reading_bytes, slice_cost, used_memory
+from fedsam_pipeline.inference.memory_budget import BatchSizes, reading_bytes, set_batch_sizes, slice_cost, used_memory
 from fedsam_pipeline.inference.patient_prompts import volume_prompts
-from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import probabilities_path, write_probabilities
 from fedsam_pipeline.inference.self_prompts import stream_self_prompted
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
@@ -75,8 +74,7 @@ class CasePredictor:
     """Predicts cases one after the other.
 
     Args:
-        predictors: the folds.
-        predictor: through which they go; its batch sizes are set for each case.
+        predictors: the folds and views; their batch sizes are set for each case.
         plans: of all folds.
         max_memory: bytes of main memory that this process may use; what does not fit is done in smaller portions, and images are read
             ahead only where both fit. ``None``: no limit.
@@ -87,7 +85,6 @@ class CasePredictor:
     def __init__(
         self,
         predictors: FoldPredictors,
-        predictor: Predictor,
         plans: Plans,
         *,
         max_memory: int | None,
@@ -95,13 +92,12 @@ class CasePredictor:
         postprocessing: Sequence[MaskRule] = (),
     ) -> None:
         self._predictors = predictors
-        self._predictor = predictor
         self._plans = plans
         self._max_memory = max_memory
         self._self_prompt = self_prompt
         self._postprocessing = postprocessing
-        self._most_slices = predictor.batch_slices
-        self._cost = slice_cost(predictor)
+        self._most_slices = predictors.views[0].batch_slices
+        self._cost = slice_cost(predictors.views[0])  # of all views alike: their images have one size
         self._ahead: Future[ReadCase] | None = None
 
     def run(self, cases: Sequence[InputCase], outputs: Outputs, prompts: PromptsFile | None = None) -> dict[str, str]:
@@ -146,8 +142,8 @@ class CasePredictor:
         return {case.case: failures[case.case] for case in cases if case.case in failures}
 
     def sizes(self, ready: ReadCase) -> BatchSizes:
-        """The portions in which an image goes through the model, by the memory that is free now."""
-        return batch_sizes(self._predictor, self._cost, ready.properties, self._max_memory, used_memory(), self._most_slices)
+        """Chooses and sets the portions in which an image goes through the model, by the memory that is free now."""
+        return set_batch_sizes(self._predictors.views, self._cost, ready.properties, self._max_memory, used_memory(), self._most_slices)
 
     def segment(
         self,
@@ -175,7 +171,6 @@ class CasePredictor:
         Raises:
             FedsamError: a prompt lies outside the image, or the disk lacks the space.
         """
-        self._predictor.batch_slices, self._predictor.kept_embeddings = sizes.batch_slices, sizes.kept_embeddings
         marked = volume_prompts(prompts, ready.properties, self._plans)
         if self._self_prompt:
             parts = stream_self_prompted(self._predictors, ready.image, scratch, self._plans, on_progress, marked, agreement=agreement)
@@ -208,7 +203,7 @@ class CasePredictor:
         if following is not None and self._fits_beside(following, sizes):
             self._ahead = reader.submit(self._read, following, outputs)
         probabilities = probabilities_path(case.output, case.case) if outputs.save_probabilities else None
-        agreement = outputs.quality.watch(len(self._predictors), len(self._predictor.mirrorings))
+        agreement = outputs.quality.watch(len(self._predictors), len(self._predictors.views[-1].mirrorings))
         mask = self.segment(ready, sizes, case.output.parent, prompts, probabilities, on_progress, agreement)
         assert ready.view is not None  # of an image that was read for these outputs
         outputs.quality.note(case, ready.view, agreement, mask)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.files import read_json
-from fedsam_pipeline.inference.predictor import Predictor
-from fedsam_pipeline.model.bundle import load_bundle
+from fedsam_pipeline.inference.ensemble import stream_ensemble
+from fedsam_pipeline.inference.view_predictors import view_predictors
+from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
@@ -55,14 +56,15 @@ def draw_cases(
     if not chosen:
         return [], notes or ["No case is shown: none has a Dice."]
     model_device = choose_device(device)
-    loaded = load_bundle(files.folder, model_device)
-    predictor = Predictor(loaded.model, loaded.plans, model_device, autocast_dtype(model_device))
+    models = FoldModels([files.folder], model_device)
+    views = view_predictors(models.model, models.plans, models.configuration, model_device, autocast_dtype(model_device))
     pictures = []
-    for words, scores in chosen:
-        stored = store.open(scores.case)
-        prediction = np.concatenate([logits.argmax(axis=1) for logits in predictor.stream_case(stored.image)])
+    for words, scored in chosen:
+        stored = store.open(scored.case)
+        image = stored.image if len(views) == 1 else stored.image[:]  # the store is made for slices along its first axis
+        prediction = np.concatenate([scores.argmax(axis=1) for scores in stream_ensemble(views, image, files.folder)])
         png = _png(np.asarray(stored.image[0]), np.asarray(stored.labels[:]), prediction, files.plans)
-        pictures.append(CasePicture(words, scores, png))
+        pictures.append(CasePicture(words, scored, png))
     notes.insert(
         0,
         f"Channel {files.plans.channels[0].name}, at the plan's spacing, predicted anew by the final model without test-time augmentation. "

@@ -17,10 +17,10 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.inference.ensemble import FoldPredictors
 from fedsam_pipeline.inference.inputs import InputCase
 from fedsam_pipeline.inference.patient_prompts import check_prompts, require_prompted
-from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import open_probabilities, probabilities_path
 from fedsam_pipeline.inference.record import PredictionRecord
 from fedsam_pipeline.inference.trained import common_plans, find_folds
+from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE, RETRAIN, BundleInfo
@@ -208,17 +208,17 @@ class Segmenter:
     @cached_property
     def _runner(self) -> CasePredictor:
         models = FoldModels(self.folds, self.device)
-        predictor = Predictor(
+        views = view_predictors(
             models.model,
             self.plans,
+            models.configuration,
             self.device,
             autocast_dtype(self.device),
             mirror_axes=self._mirror_axes,
             step_size=self._step_size,
         )
         return CasePredictor(
-            FoldPredictors(models, predictor),
-            predictor,
+            FoldPredictors(models, *views),
             self.plans,
             max_memory=self._max_memory,
             self_prompt=self._self_prompt,

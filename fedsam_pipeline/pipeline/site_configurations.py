@@ -20,8 +20,8 @@ from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.inference.average import average
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.export import export_stream
-from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import open_probabilities, write_probabilities
+from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.bundle import FoldModels
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE
@@ -132,8 +132,10 @@ def _masks(
     chosen = choose_device(device)
     models = FoldModels([folder], chosen)
     plans = models.plans
-    predictor = Predictor(models.model, plans, chosen, autocast_dtype(chosen), mirror_axes=plans.training.mirror_axes)
-    predictors = FoldPredictors(models, predictor)
+    views = view_predictors(
+        models.model, plans, models.configuration, chosen, autocast_dtype(chosen), mirror_axes=plans.training.mirror_axes
+    )
+    predictors = FoldPredictors(models, *views)
     for case, path in zip(cases, paths, strict=True):
         volume = read_image(raw.image_paths(case))
         image, properties = preprocess_image(volume, plans, case=case)

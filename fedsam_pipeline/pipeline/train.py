@@ -134,7 +134,7 @@ class TrainingRun:
 
     def _compatible(self, path: Path) -> dict[str, Any]:
         """An earlier state, if it is of the same run: everything that decides the numbers must agree."""
-        state: dict[str, Any] = read_json(path)
+        state: dict[str, Any] = {"configuration": "main"} | read_json(path)  # of older versions, which knew no other
         expected = self._identity()
         different = [key for key, value in expected.items() if state.get(key) != value]
         if different:

@@ -19,11 +19,12 @@ from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
-from fedsam_pipeline.pipeline.plans_file import load_plans
+from fedsam_pipeline.pipeline.plans_file import check_triplanar, load_plans
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.postprocessing.candidates import CandidateVolumes, candidate_volumes
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.comparison import Protocol
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.coverage import Coverage
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.manifest import Wire
@@ -32,7 +33,6 @@ from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 ONE_SITE = ("local", "centralized")
-CONFIGURATION = "main"
 POOLED_SITE = "pooled"
 INNER = "-inner"
 """after a fold's number: the training part of that fold, split again, for choices that the fold's validation cases must not see"""
@@ -44,6 +44,7 @@ class TrainRequest:
 
     recipe: str = "default"
     plans_name: str = "plans"
+    configuration: Configuration = "main"
     base_model: str | None = None
     fold: str = "0"
     protocol: Protocol = "federated"
@@ -129,6 +130,8 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             fix=f"fedsam_plan_and_preprocess -d {dataset_id(preprocessed.name)} -m {request.base_model} -p NAME, then train with -p NAME",
         )
     plan_again += f" -m {plans.base_model}"
+    if request.configuration == "triplanar":
+        check_triplanar(plans, preprocessed / f"{request.plans_name}.json")
     recipe = _with_aggregation(load_recipe(request.recipe), request)
     spec = base_model_spec(plans.base_model)
     weights = find_weights(spec)
@@ -144,12 +147,12 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     validated = [split["val"] for split in read_json(preprocessed / "splits_final.json")]
     groups = _groups(request.protocol, sites)
     start = None if request.init is None else request.init.absolute()
-    model = ModelSetup(plans, recipe, weights, request.random_encoder, start)
+    model = ModelSetup(plans, recipe, weights, request.random_encoder, start, request.configuration)
     special = "-random_encoder" if request.random_encoder else ""
     if start is not None:
         special += f"-from_{model.start_sha256[:8]}"
     coverage = planned_coverage(preprocessed, plans)
-    adaptation = f"{recipe.name}{special}__{request.plans_name}__{CONFIGURATION}"
+    adaptation = f"{recipe.name}{special}__{request.plans_name}__{request.configuration}"
     return [
         _run_setup(
             results / preprocessed.name / adaptation,

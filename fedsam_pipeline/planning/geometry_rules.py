@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedsam_pipeline.planning.decision import AXIS_NAMES, Decision, mm
 from fedsam_pipeline.planning.grids import SPACING_STEP, linear_value, median, quantile
-from fedsam_pipeline.planning.thresholds import ImageSizeRules, SlabRules, SliceAxisRules, SliceMixingRules, SpacingRules
+from fedsam_pipeline.planning.thresholds import ImageSizeRules, SlabRules, SliceAxisRules, SliceMixingRules, SpacingRules, TriplanarRules
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 
@@ -72,6 +72,20 @@ def slice_axis(spacing: Triple, size: Triple, rules: SliceAxisRules) -> Decision
         f"no axis is {rules.coarse_ratio:g} times coarser than the others, and {which} of the median field of view {mm(tuple(extents))}: "
         "few, large slices",
     )
+
+
+def triplanar(spacing: Triple, rules: TriplanarRules) -> Decision[bool]:
+    """Whether slices along all three axes are offered.
+
+    Args:
+        spacing: target spacing.
+        rules: thresholds.
+    """
+    ratio, limit = max(spacing) / min(spacing), rules.max_spacing_ratio
+    measured = f"the coarsest of {mm(spacing)} is {ratio:.4g} times the finest"
+    if ratio > limit * (1 + 1e-9):
+        return Decision(False, f"{measured}, more than {limit:g} times: slices along the finer axes would have coarse rows")
+    return Decision(True, f"{measured}, at most {limit:g} times: slices along every axis show detail alike")
 
 
 def image_size(plane: tuple[float, float], base: BaseModelSpec, rules: ImageSizeRules) -> Decision[int]:

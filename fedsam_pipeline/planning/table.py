@@ -4,12 +4,22 @@ import textwrap
 from typing import Any
 
 from fedsam_pipeline.planning.decision import mm
+from fedsam_pipeline.planning.geometry_rules import triplanar
+from fedsam_pipeline.planning.thresholds import Thresholds, load_thresholds
 from fedsam_pipeline.specs.plans import ChannelPlan, InputTerm, Plans
 
 
-def plan_table(plans: Plans, width: int = 120) -> str:
-    """A text table of all planned values, in the plan's order, reasons wrapped to ``width`` columns."""
+def plan_table(plans: Plans, width: int = 120, thresholds: Thresholds | None = None) -> str:
+    """A text table of all planned values, in the plan's order, reasons wrapped to ``width`` columns; last, what follows from them.
+
+    Args:
+        plans: the plan.
+        width: columns.
+        thresholds: ``None`` takes ``plans/rules.toml``.
+    """
     rows = [(name, _shown(name, value), plans.why.get(name, "no reason given")) for name, value in planned_values(plans).items()]
+    offer = triplanar(plans.target_spacing, (thresholds or load_thresholds()).triplanar)
+    rows.append(("configurations (-c)", "main, triplanar" if offer.value else "main", offer.why))
     name_width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
     reason_width = max(30, width - name_width - value_width - 4)

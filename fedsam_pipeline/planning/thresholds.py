@@ -26,6 +26,10 @@ class SliceAxisRules(Document):
     tie: float = Field(ge=0)
 
 
+class TriplanarRules(Document):
+    max_spacing_ratio: float = Field(ge=1)
+
+
 class ImageSizeRules(Document):
     slack: float = Field(ge=0)
     max_side: dict[Literal["tiny_vit", "vit"], PositiveInt]
@@ -115,6 +119,7 @@ class Thresholds(Document):
 
     spacing: SpacingRules
     slice_axis: SliceAxisRules
+    triplanar: TriplanarRules
     image_size: ImageSizeRules
     slab: SlabRules
     slice_mixing: SliceMixingRules

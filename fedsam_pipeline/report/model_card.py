@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedsam_pipeline.model.bundle_check import TrainedFold
 from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.plans import ChannelPlan, Plans
 from fedsam_pipeline.specs.postprocessing import MaskRule
 from fedsam_pipeline.specs.training_record import TrainingRecord, ValidationScore
@@ -36,7 +37,7 @@ def model_card(
     parts = [
         f"# {first.plans.dataset_name}, {first.recipe.title}",
         "Research software. Not a medical device: not for diagnosis or treatment.",
-        _task(first.plans),
+        _task(first.plans, first.info.configuration),
         _training(folds, records, first),
         _scores(records, first.plans),
         *_postprocessing(postprocessing),
@@ -47,12 +48,13 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _task(plans: Plans) -> str:
+def _task(plans: Plans, configuration: Configuration) -> str:
+    slices = _AXES[plans.slice_axis] if configuration == "main" else f"{' and '.join([', '.join(_AXES[:2]), _AXES[2]])}, averaged"
     spacing = " x ".join(f"{value:g}" for value in plans.target_spacing)
     rows = {
         "input": f"3D images, {len(plans.channels)} channel(s) in this order: {', '.join(_channel(channel) for channel in plans.channels)}",
         "output": ", ".join(f"{value} {name}" for name, value in sorted(plans.labels.items(), key=lambda item: item[1])),
-        "works at": f"{spacing} mm (z, y, x), slices {_AXES[plans.slice_axis]}, {plans.slab_depth} together, {plans.image_size} px",
+        "works at": f"{spacing} mm (z, y, x), slices {slices}, {plans.slab_depth} together, {plans.image_size} px",
         "prompts": "none needed" + ("" if plans.prompts.mode == "auto" else f"; trained with {plans.prompts.mode} prompts as well"),
     }
     return "## What it does\n\n" + _table(("", ""), rows.items())

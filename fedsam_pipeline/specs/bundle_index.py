@@ -38,7 +38,7 @@ class BundleIndex(Document):
     """version of this package"""
     dataset_name: str = Field(pattern=r"^Dataset[0-9]{3}_[A-Za-z0-9_\-]+$", max_length=200)
     configuration: FolderName
-    """``RECIPE__PLANS__main``"""
+    """``RECIPE__PLANS__CONFIGURATION``"""
     run: FolderName
     """``PROTOCOL__STRATEGY__seedN``"""
     base_model: str

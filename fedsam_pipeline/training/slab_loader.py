@@ -11,6 +11,8 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.prompts import ImagePrompt, Prompts
 from fedsam_pipeline.preprocessing.slabs import encoder_inputs, labels_to_image_size, read_slab, to_image_size
 from fedsam_pipeline.preprocessing.store import CaseStore, StoredCase
+from fedsam_pipeline.preprocessing.views import View, views
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.training.augment import SlabAugmentation
 from fedsam_pipeline.training.prompt_draws import draw_prompts
@@ -35,21 +37,29 @@ class SlabLoader:
 
     Each slab draws a case (all equally likely), then with probability ``plans.training.foreground_fraction`` a class among those the
     case has and a voxel of that class to lie in the slab and the window; otherwise any place, or, where the case has ignored voxels, any
-    place that holds an annotated one.
+    place that holds an annotated one. With several views each slab draws the one that it is cut in, all equally likely.
 
     Args:
         store: the site's preprocessed cases.
         cases: which of them to train on.
         plans: the plan.
         annotated: case to the foreground values that its site annotated; cases that are not named have all classes annotated.
+        configuration: which views there are.
     """
 
-    def __init__(self, store: CaseStore, cases: Sequence[str], plans: Plans, annotated: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        store: CaseStore,
+        cases: Sequence[str],
+        plans: Plans,
+        annotated: Mapping[str, Sequence[int]] | None = None,
+        configuration: Configuration = "main",
+    ) -> None:
         if not cases:
             raise FedsamError("a site has no training case in this fold", path=store.folder, fix="use another fold, or -f all")
         self.cases = tuple(sorted(cases))
         self._store, self._plans = store, plans
-        self._augment = SlabAugmentation(plans.window, plans.training.mirror_axes)
+        self._views = [(view, SlabAugmentation(view.plans.window, view.plans.training.mirror_axes)) for view in views(plans, configuration)]
         self._open: dict[str, StoredCase] = {}
         self._annotated = {case: _flags(values, plans.num_classes) for case, values in (annotated or {}).items() if case in self.cases}
         batch, depth = plans.training.effective_batch, plans.slab_depth
@@ -62,21 +72,22 @@ class SlabLoader:
         for i in range(self.slabs_per_step):
             generator = sample_generator(seed, round_number, site, step * self.slabs_per_step + i)
             name = self.cases[generator.integers(len(self.cases))]
-            image, label = self._slab(self._case(name), generator)
+            view, augment = self._views[generator.integers(len(self._views)) if len(self._views) > 1 else 0]
+            image, label = self._slab(self._case(name), view, augment, generator)
             images.append(image)
             labels.append(label)
             if self._plans.prompts.mode != "auto":
-                prompts += draw_prompts(label.numpy(), self._plans, generator)
+                prompts += draw_prompts(label.numpy(), view.plans, generator)
             annotated.append(self._annotated.get(name, torch.ones(self._plans.num_classes, dtype=torch.bool)).expand(len(label), -1))
         return Batch(torch.cat(images), torch.cat(labels), torch.cat(annotated) if self._annotated else None, Prompts.of(prompts))
 
-    def _slab(self, case: StoredCase, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        plans = self._plans
-        first, origin = self._place(case, generator)
+    def _slab(self, case: StoredCase, view: View, augment: SlabAugmentation, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        plans = view.plans
+        first, origin = self._place(case, view, generator)
         margin = plans.max_offset
-        image = read_slab(case.image, first, plans.slab_depth, margin, origin=origin, window=plans.window)
-        label = read_slab(case.labels, first, plans.slab_depth, origin=origin, window=plans.window, fill=0)
-        augmented, moved = self._augment(image.numpy(), label.numpy(), generator)
+        image = read_slab(view.volume(case.image), first, plans.slab_depth, margin, origin=origin, window=plans.window)
+        label = read_slab(view.volume(case.labels), first, plans.slab_depth, origin=origin, window=plans.window, fill=0)
+        augmented, moved = augment(image.numpy(), label.numpy(), generator)
         inputs = encoder_inputs(torch.from_numpy(augmented), plans)
         size = plans.image_size
         return to_image_size(inputs, size), labels_to_image_size(torch.from_numpy(moved), size).long()
@@ -86,17 +97,17 @@ class SlabLoader:
             self._open[name] = self._store.open(name)
         return self._open[name]
 
-    def _place(self, case: StoredCase, generator: np.random.Generator) -> tuple[int, tuple[int, int]]:
+    def _place(self, case: StoredCase, view: View, generator: np.random.Generator) -> tuple[int, tuple[int, int]]:
         """First slice and (top, left) of the window."""
-        plans = self._plans
-        _, slices, height, width = case.image.shape
+        plans = view.plans
+        slices, height, width = view.volume(case.labels).shape
         present = [value for value, voxels in case.foreground.items() if len(voxels)]
         if present and generator.random() < plans.training.foreground_fraction:
             voxels = case.foreground[present[generator.integers(len(present))]]
         else:
             voxels = case.annotated
         if len(voxels):
-            centre = voxels[generator.integers(len(voxels))]
+            centre = view.voxels(voxels)[generator.integers(len(voxels))]
             low = int(centre[0]) - int(generator.integers(plans.slab_depth))
             origin = [
                 _near(int(centre[1 + i]), window, size, generator)

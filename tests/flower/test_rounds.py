@@ -181,6 +181,13 @@ def test_a_site_refuses_a_plan_it_did_not_agree_to(tmp_path: Path) -> None:
         federation.run()
 
 
+def test_a_site_refuses_a_configuration_it_did_not_agree_to(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.loop._plan.agreement["configuration"] = "triplanar"
+    with pytest.raises(SiteFailed, match="reports agreement_broken"):
+        federation.run()
+
+
 def test_a_failure_tells_the_wire_nothing_but_a_code(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
     (tmp_path / "store" / "site_b" / "site_b_0.b2nd").unlink()

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsam_pipeline.inference.memory_budget import BATCH_BYTES, SliceCost, batch_sizes, slice_cost
+from fedsam_pipeline.inference.memory_budget import BATCH_BYTES, SliceCost, batch_sizes, set_batch_sizes, slice_cost
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import CUBE
+from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.build import build_planned
 from fedsam_pipeline.specs.case import CaseProperties
 from fedsam_pipeline.specs.recipe import load_recipe
@@ -45,6 +46,18 @@ def test_without_a_limit_large_slices_still_come_in_small_batches() -> None:
     assert (small.batch_slices, small.kept_embeddings, small.native_slices) == (16, None, CUBE)
     assert batch_sizes(predictor, COST, _properties(40, 1024, 1024), None, 0, 16).batch_slices < 16
     assert batch_sizes(predictor, SliceCost(2 * BATCH_BYTES, 1), _properties(4, 8, 8), None, 0, 16).batch_slices == 1
+
+
+def test_each_view_takes_batches_for_its_own_planes() -> None:
+    """Slices of 4 x 900 voxels come in larger batches than one of 900 x 900, and the whole fits where the largest does."""
+    predictors = view_predictors(PixelwiseModel().eval(), make_plans(), "triplanar")
+    limit = 1 << 29
+    needed = set_batch_sizes(predictors, COST, _properties(4, 900, 900), limit, 0, 16)
+    along_rows, along_columns, own = (predictor.batch_slices for predictor in predictors)
+    assert along_rows == along_columns == 16
+    assert own < 16
+    assert needed.needed <= limit
+    assert needed == max((batch_sizes(each, COST, _properties(4, 900, 900), limit, 0, 16) for each in predictors), key=lambda s: s.needed)
 
 
 @pytest.mark.parametrize("mixing", ["neighbours", "mixer"])

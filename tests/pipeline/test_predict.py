@@ -52,6 +52,7 @@ class ThresholdFolds:
 
     def __init__(self, folders: Sequence[Path], device: torch.device) -> None:
         self.model = ThresholdModel().eval().to(device)
+        self.configuration = BundleInfo.load(folders[0] / "bundle.json").configuration
         self._number = len(folders)
 
     def __len__(self) -> int:

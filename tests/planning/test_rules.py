@@ -261,6 +261,20 @@ def test_the_table_shows_every_value_and_reason() -> None:
     assert "c0 | c1 | c0+c1" in text
 
 
+@pytest.mark.parametrize(
+    ("spacing", "offered"), [((1.0, 1.0, 1.0), True), ((1.5, 1.0, 1.2), True), ((0.7, 0.7, 1.1), False), ((5.0, 0.8, 0.8), False)]
+)
+def test_views_along_all_axes_are_offered_where_voxels_are_nearly_cubes(
+    spacing: tuple[float, float, float], offered: bool, rules: Thresholds
+) -> None:
+    decision = geometry.triplanar(spacing, rules.triplanar)
+    assert decision.value is offered
+    assert f"{max(spacing) / min(spacing):.4g} times" in decision.why and "1.5 times" in decision.why
+    plans = make_plan(stated(), LITE).model_copy(update={"target_spacing": spacing})
+    line = next(line for line in plan_table(plans).splitlines() if line.startswith("configurations (-c)"))
+    assert ("main, triplanar" in line) is offered
+
+
 def test_rules_that_are_not_toml() -> None:
     with pytest.raises(FedsamError, match="rules are not TOML"):
         parse_thresholds("a = = 1")

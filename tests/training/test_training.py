@@ -150,6 +150,35 @@ def test_foreground_slabs_hold_foreground(tmp_path: Path) -> None:
     assert (labels.flatten(1) > 0).any(dim=1).float().mean() > 0.9  # a rotation may carry a voxel out of the window
 
 
+def test_triplanar_slabs_are_cut_along_every_axis_by_the_draw_of_the_sample(tmp_path: Path) -> None:
+    """The blocks of the store have one profile along z (6 voxels long), and others along y and x (24 and 26)."""
+    plans = make_tiny_plans(slab_depth=1, training={"effective_batch": 48, "foreground_fraction": 1.0})
+    store = write_store(tmp_path, CASES)
+    batch = SlabLoader(store, CASES[::-1], plans, configuration="triplanar").batch(0, 1, "a", 0)
+    again = SlabLoader(store, CASES, plans, configuration="triplanar").batch(0, 1, "a", 0)
+    assert torch.equal(batch.images, again.images) and torch.equal(batch.labels, again.labels)
+    drawn = []
+    for index in range(48):
+        generator = sample_generator(0, 1, "a", index)
+        generator.integers(len(CASES))  # the case
+        drawn.append(int(generator.integers(3)))  # the view: along y, along x, and the plan's
+    heights = [int((plane > 0).any(dim=1).sum()) for plane in batch.labels]
+    assert set(drawn) == {0, 1, 2}
+    assert max(height for height, view in zip(heights, drawn, strict=True) if view < 2) <= 8 < max(heights)  # 4 slices, scaled, turned
+    assert (batch.labels.flatten(1) > 0).any(dim=1).float().mean() > 0.9
+    inside, outside = batch.images[:, 1][batch.labels == 1].mean(), batch.images[:, 1][batch.labels == 0].mean()
+    assert inside > outside + 1  # image and labels are cut alike
+
+
+def test_a_triplanar_adapter_trains(tmp_path: Path) -> None:
+    plans = make_tiny_plans(training={"effective_batch": 8})
+    loader = SlabLoader(write_store(tmp_path, CASES), CASES, plans, configuration="triplanar")
+    learner = LocalTrainer(adapted(), loader, plans, load_recipe("flap_sam"), torch.device("cpu"))
+    schedule = RunSchedule(rounds=4, local_steps=30, peak_learning_rate=5e-3, seed=0)
+    losses = [learner.train_round(schedule, round_number=i, site="a").loss for i in (1, 2, 3, 4)]
+    assert losses[-1] < 0.85 * losses[0]
+
+
 @pytest.mark.parametrize("mode", ["box", "point"])
 def test_prompts_belong_to_the_slices_of_the_batch(tmp_path: Path, mode: str) -> None:
     plans = make_tiny_plans(training={"effective_batch": 16}, prompts={"mode": mode, "jitter_mm": 0.0, "dropout": 0.3})
