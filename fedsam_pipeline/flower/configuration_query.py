@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from fedsam_pipeline.evaluation.dice_sums import DiceSums
 from fedsam_pipeline.flower.client_app import AgreementBroken, SiteProcess, answer_safely
-from fedsam_pipeline.flower.exchange import answers
+from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_CONFIGURATIONS, SUMS
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def ask_sites(grid: Grid, question: Question, stop: threading.Event) -> tuple[di
     """
     query_id = secrets.token_hex(8)
     asked = ConfigRecord({CONFIGURATIONS: json.dumps(list(question.configurations)), QUERY_ID: query_id})
-    nodes = sorted(grid.get_node_ids())
+    nodes = wait_for_nodes(grid, len(question.most_cases), stop)
     messages = [Message(RecordDict({CONFIG: asked}), dst_node_id=node, message_type=QUERY_CONFIGURATIONS) for node in nodes]
     found: dict[str, DiceSums] = {}
     refused: dict[str, str] = {}

@@ -14,6 +14,18 @@ class RunStopped(RuntimeError):
     """Someone asked the run to stop."""
 
 
+def wait_for_nodes(grid: Grid, number: int, stop: threading.Event) -> list[int]:
+    """The nodes, sorted, once so many are there: they come one by one after the start.
+
+    Raises:
+        RunStopped: ``stop`` was set before.
+    """
+    while len(nodes := sorted(grid.get_node_ids())) < number:
+        if stop.wait(POLL_SECONDS):
+            raise RunStopped(f"the run was stopped when {len(nodes)} of {number} sites had come")
+    return nodes
+
+
 def answers(grid: Grid, messages: Sequence[Message], timeout: float | None, stop: threading.Event) -> Iterator[Message]:
     """Sends messages and yields the answers as they come.
 

@@ -15,27 +15,11 @@ from fedsam_pipeline.specs.plans import Plans
 log = logging.getLogger(__name__)
 
 
-def planned_coverage(preprocessed: Path, plans: Plans) -> Coverage | None:
-    """What a plan covers, from the merged fingerprint that it was made of.
-
-    Args:
-        preprocessed: folder of the planned dataset.
-        plans: of that dataset.
-
-    Returns:
-        ``None`` where ``fingerprint.json`` is gone, is of another plan or cannot be read (an older version wrote it): training needs no
-        fingerprint, so the log says so and it goes on.
-    """
-    path = preprocessed / "fingerprint.json"
-    try:
-        fingerprint = Fingerprint.load(path)
-    except FedsamError as error:
-        reason = error.what
-    else:
-        if fingerprint.sha256() == plans.fingerprint_sha256:
-            return coverage_of(fingerprint, load_thresholds().quality)
-        reason = "it is not the fingerprint of this plan"
-    log.warning("%s: %s. Predictions will not be told which images the plan covers", path, reason)
+def planned_coverage(fingerprint: Fingerprint, plans: Plans) -> Coverage | None:
+    """What a plan covers, from the merged fingerprint that it was made of; ``None``, and a line in the log, where it is another one."""
+    if fingerprint.sha256() == plans.fingerprint_sha256:
+        return coverage_of(fingerprint, load_thresholds().quality)
+    log.warning("fingerprint.json is not that of plan %s: predictions will not be told which images it covers", plans.plans_name)
     return None
 
 

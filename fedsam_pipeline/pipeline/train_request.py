@@ -151,7 +151,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     special = "-random_encoder" if request.random_encoder else ""
     if start is not None:
         special += f"-from_{model.start_sha256[:8]}"
-    coverage = planned_coverage(preprocessed, plans)
+    coverage = planned_coverage(fingerprint, plans)
     adaptation = f"{recipe.name}{special}__{request.plans_name}__{request.configuration}"
     return [
         _run_setup(

@@ -214,6 +214,10 @@ def break_spacing(folder: Path) -> None:
     ("damage", "words"),
     [
         (break_plan, ("not a valid Plans document", "slab_dept", "image_size")),
+        (
+            lambda folder: (folder / "fingerprint.json").unlink(),
+            ("a file is missing", "fingerprint.json", "fedsam_plan_and_preprocess -d 1"),
+        ),
         (break_spacing, ("not preprocessed for this plan", "5 missing, such as a_0", "fedsam_plan_and_preprocess -d 1")),
         (lambda folder: next(folder.glob("store_*/a_1.json")).unlink(), ("not preprocessed for this plan", "1 missing, such as a_1")),
         (lambda folder: shutil.rmtree(next(folder.glob("store_*"))), ("not preprocessed for this plan", "5 missing")),

@@ -38,6 +38,7 @@ class Folds:
     def __init__(self, folders: Sequence[Path], device: torch.device) -> None:
         weights = torch.tensor([[0.0, -1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
         self.model = PixelwiseModel(3, weights).eval().to(device)
+        self.configuration = BundleInfo.load(folders[0] / "bundle.json").configuration
         self._number = len(folders)
 
     def __len__(self) -> int:
