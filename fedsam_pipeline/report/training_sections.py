@@ -118,8 +118,10 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
             ["wire", files.recipe.aggregation.wire],
         ]
     if fingerprint is not None:
+        floor = fingerprint.privacy_floor
+        means = "nothing was coarsened" if floor == 1 else "every number of a fingerprint stands for at least so many patients of a site"
         rows += [
-            ["privacy floor", f"{fingerprint.privacy_floor}: every number of a fingerprint stands for at least so many patients of a site"],
+            ["privacy floor", f"{floor}: {means}"],
             ["fingerprints merged", f"{fingerprint.num_cases} cases of {fingerprint.num_sites} site(s)"],
         ]
     parts = [table("What left the sites", ["what", "value"], rows, kind="words")] if rows else [text(ONE_SITE)]
