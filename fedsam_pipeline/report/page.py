@@ -47,7 +47,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .875rem; }
   tbody th, td, tr.total th, tr.total td { border: 0; padding: .1rem 0; } tr.total { border-top: 2px solid var(--ink); }
   .numbers td { display: flex; justify-content: space-between; gap: 1rem; padding-left: 0; }
   td::before { content: attr(data-label); color: var(--muted); }
-  .words td::before { display: block; font-size: .8rem; }
+  .words td::before { display: block; font-size: .8rem; } .of2 td::before { content: none; }
   td:empty { display: none !important; }
 }
 @media print {
