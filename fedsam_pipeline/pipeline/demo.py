@@ -14,7 +14,7 @@ from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL
 from fedsam_pipeline.pipeline.evaluate import evaluate
 from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
 from fedsam_pipeline.pipeline.predict import predict
-from fedsam_pipeline.pipeline.report import own_scores, write_page
+from fedsam_pipeline.pipeline.report import PAGE, own_scores, write_page
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.report.case_scores import CaseDice, choose_cases, evaluated
@@ -85,16 +85,7 @@ def run_demo(
         summaries[name], _ = evaluate(raw, masks)
     print()
     print(comparison_table(summaries, sorted(dataset.sites)))
-    files = RunFiles.load(run_folders["federated"])
-    test = evaluated("Dice on test images", summaries["federated"])
-    report = write_page(
-        files,
-        [test, *own_scores(files)],
-        preprocessed / DATASET,
-        output=folder / "report.html",
-        pictures=_pictures(raw, folder / "masks_federated", test.cases, files.plans.foreground_names),
-        picture_notes=[f"Test images, on their own grid. {HOW_TO_READ}"],
-    )
+    report = demo_report(raw, folder / "masks_federated", run_folders["federated"], summaries["federated"], preprocessed, folder)
     print(f"\nreport: {report}   ({(time.perf_counter() - started) / 60:.1f} minutes on {usable_cores()} cores)")
     return report
 
@@ -114,6 +105,32 @@ def comparison_table(summaries: Mapping[str, Mapping[str, Any]], sites: Sequence
     lines = ["test images       federated  site alone  difference"]
     lines += [f"{name:<16}  {shared:9.4f}  {own:10.4f}  {shared - own:+10.4f}" for name, shared, own in rows]
     return "\n".join([*lines, str(summaries["federated"]["rule"])])
+
+
+def demo_report(raw: Path, masks: Path, run_folder: Path, summary: Mapping[str, Any], preprocessed: Path, output: Path) -> Path:
+    """The page of ``fedsam_report`` with the test images first.
+
+    Args:
+        raw: the raw dataset.
+        masks: the predicted masks of its test images.
+        run_folder: the federated fold.
+        summary: scores of the masks.
+        preprocessed: root of the preprocessed datasets.
+        output: folder of ``report.html``.
+
+    Returns:
+        The page.
+    """
+    files = RunFiles.load(run_folder)
+    test = evaluated("Dice on test images", summary)
+    return write_page(
+        files,
+        [test, *own_scores(files)],
+        preprocessed / files.plans.dataset_name,
+        output=output / PAGE,
+        pictures=_pictures(raw, masks, test.cases, files.plans.foreground_names),
+        picture_notes=[f"Test images, on their own grid. {HOW_TO_READ}"],
+    )
 
 
 def _pictures(raw: Path, masks: Path, cases: Sequence[CaseDice], class_names: Sequence[str]) -> list[CasePicture]:

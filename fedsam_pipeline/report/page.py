@@ -27,7 +27,7 @@ caption { text-align: left; padding-bottom: .3rem; }
 th { text-align: left; font-weight: 600; }
 thead th { color: var(--muted); vertical-align: bottom; }
 th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-tbody th, .words td { overflow-wrap: anywhere; } .numbers td { white-space: nowrap; }
+tbody th, .words td { overflow-wrap: anywhere; } tbody th { min-width: 6rem; } .numbers td { white-space: nowrap; }
 .numbers td, .numbers th + th { text-align: right; padding-right: 0; padding-left: .6rem; font-variant-numeric: tabular-nums; }
 .keys tbody th { font: .875rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; min-width: 8rem; }
 .words.of2 tr > :first-child { width: 30%; } .words.of3 tr > :first-child { width: 27%; } .words.of3 td:nth-of-type(1) { width: 23%; }
@@ -47,7 +47,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .875rem; }
   tbody th, td, tr.total th, tr.total td { border: 0; padding: .1rem 0; } tr.total { border-top: 2px solid var(--ink); }
   .numbers td { display: flex; justify-content: space-between; gap: 1rem; padding-left: 0; }
   td::before { content: attr(data-label); color: var(--muted); }
-  .words td::before { display: block; font-size: .8rem; }
+  .words td::before { display: block; font-size: .8rem; } .of2 td::before { content: none; }
   td:empty { display: none !important; }
 }
 @media print {
@@ -55,7 +55,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .875rem; }
   body { max-width: none; padding: 0; font-size: 10pt; print-color-adjust: exact; }
   nav { display: none; }
   .facts li { background: none; border: 1px solid var(--line); border-left: 4px solid var(--ink); }
-  h2, h3, caption { break-after: avoid; } h2 { margin-top: 1.6rem; }
+  h2, h3, caption, h2 + .note { break-after: avoid; } h2 { margin-top: 1.6rem; }
   tr, figure, .facts li, .warning { break-inside: avoid; } thead { display: table-header-group; }
   .numbers { break-inside: avoid; } footer { break-before: avoid; margin-top: 1.5rem; } .keys tbody th { font-size: 8.5pt; }
   tbody tr:first-child { break-before: avoid; }

@@ -82,7 +82,7 @@ def run_cost_figure(path: Sequence[tuple[float, float]], this: RunCost | None, o
         this: at its end; ``None`` where it is not done.
         others: other runs; the first is number 2.
     """
-    figure, (ax,) = new_figure(8.0, 3.8, 1)
+    figure, (ax,) = new_figure(5.6, 3.4, 1)
     label(ax, "Dice against traffic", "MB so far, all sites, both directions", "Dice, mean of sites")
     if path:
         sent, dice = zip(*path, strict=True)

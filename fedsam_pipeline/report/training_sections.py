@@ -52,11 +52,9 @@ def tradeoff_section(files: RunFiles, others: Sequence[RunCost], left_out: Seque
     if path or others:  # else one point, which the table says better
         body += figure(svg_bytes(run_cost_figure(path, this, others)), "image/svg+xml", "", f"Dice against bytes. {words}.")
     body += table("Finished runs, numbered as in the figure", ["run", "rounds", "Dice", "sent in all"], rows) if rows else ""
-    body += note(
-        "Line: this run on the way, on at most 8 cases of each site. Points: finished runs on the whole fold, with the message of the last "
-        "evaluation. 1 MB is 10^6 bytes. "
-        + ("Other runs have the same plan and the same cases." if others else "No other finished run of this plan and these cases is here.")
-    )
+    how = "Line: this run on the way, on at most 8 cases of each site. " if path else ""
+    alone = "Other runs have the same plan and the same cases." if others else "No other finished run of this plan and these cases is here."
+    body += note(f"{how}Finished runs: on the whole fold, with the message of the last evaluation. {alone} 1 MB is 10^6 bytes.")
     return Section(title, body + "".join(note(f"Left out: {each}") for each in left_out))
 
 
@@ -118,8 +116,10 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
             ["wire", files.recipe.aggregation.wire],
         ]
     if fingerprint is not None:
+        floor = fingerprint.privacy_floor
+        means = "nothing was coarsened" if floor == 1 else "every number of a fingerprint stands for at least so many patients of a site"
         rows += [
-            ["privacy floor", f"{fingerprint.privacy_floor}: every number of a fingerprint stands for at least so many patients of a site"],
+            ["privacy floor", f"{floor}: {means}"],
             ["fingerprints merged", f"{fingerprint.num_cases} cases of {fingerprint.num_sites} site(s)"],
         ]
     parts = [table("What left the sites", ["what", "value"], rows, kind="words")] if rows else [text(ONE_SITE)]

@@ -12,6 +12,9 @@ from fedsam_pipeline.entrypoints.report import main
 from fedsam_pipeline.entrypoints.train_federated import main as train
 from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.paths import data_folders
+from fedsam_pipeline.pipeline.demo import demo_report
+from fedsam_pipeline.pipeline.evaluate import evaluate
+from fedsam_pipeline.pipeline.predict import predict
 from fedsam_pipeline.pipeline.report import other_runs
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.report.run_files import RunFiles
@@ -209,3 +212,16 @@ def test_a_page_that_cannot_be_written_leaves_nothing(results: Path, tmp_path: P
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert main(["-m", str(results / RUN), "--no_cases", "-o", str(tmp_path / "file" / "page.html")]) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_the_demo_shows_its_test_images_on_such_a_page(results: Path, trained: Path, tmp_path: Path) -> None:
+    raw, masks = trained / "raw" / NAME, tmp_path / "masks"
+    assert predict(raw / "imagesTs", masks, model=results / RUN, device="cpu", test_time_augmentation=False) == 0
+    summary, _ = evaluate(raw, masks)
+    path = demo_report(raw, masks, results / RUN / "fold_0", summary, trained / "preprocessed", tmp_path)
+    page = path.read_text(encoding="utf-8")
+    for title in ("Dice on test images", "Dice on validation cases", "Worst and median cases", "Plan, with its reasons"):
+        assert f"<h2>{title}</h2>" in page
+    assert f"<b>{summary['dice']:.4f}</b>" in page and "All metrics, mean of the sites" in page
+    drawn = [row["case"] for row in summary["metric_per_case"] if f"<figcaption>{row['case']}, " in page]
+    assert len(drawn) == page.count("src='data:image/png;base64,") > 1
