@@ -136,7 +136,7 @@ class ScoreMap:
             path=self._folder,
             found=f"{shutil.disk_usage(self._folder).free / 1e9:.1f} GB free",
             expected=f"{self._needed / 1e9:.1f} GB for as long as the case takes",
-            fix="make space, write to another disk, or predict with one fold (-f 0)",
+            fix="make space or write to another disk; one fold (-f 0) of a model with one view needs none",
         )
 
 
