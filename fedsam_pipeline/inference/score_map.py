@@ -90,10 +90,10 @@ class ScoreMap:
         for cell in self._cells(start, [low + length for low, length in zip(start, scores[:, 0].shape, strict=True)]):
             inside, place = _overlap(cell, start, scores[:, 0].shape)
             total = self._load(cell)
-            total[inside[0], :, inside[1], inside[2]] += scores[place[0], :, place[1], place[2]]
+            total[inside[0], :, inside[1], inside[2]] += scores[place[0], :, place[1], place[2]]  # in float32, then rounded
             with self._clear_refusal():
                 self._file.seek(self._position(cell))
-                self._file.write(total.astype(DTYPE).data.cast("B"))
+                self._file.write(total.data.cast("B"))
         with self._clear_refusal():
             self._file.flush()
 
@@ -112,14 +112,14 @@ class ScoreMap:
         voxels = s.start * self._size[1] * self._size[2] + layer * (h.start * self._size[2] + row * w.start)
         return int(voxels * self.shape[1] * DTYPE.itemsize)
 
-    def _load(self, cell: tuple[slice, ...]) -> NDArray[np.float32]:
+    def _load(self, cell: tuple[slice, ...]) -> NDArray[np.float16]:
         """(s, K, h, w)."""
         s, h, w = (part.stop - part.start for part in cell)
         stored = np.empty((s, self.shape[1], h, w), dtype=DTYPE)
         self._file.seek(self._position(cell))
         if self._file.readinto(stored.data.cast("B")) != stored.nbytes:
             raise EOFError(f"the map ends before cell {cell}")
-        return stored.astype(np.float32)
+        return stored
 
     @contextmanager
     def _clear_refusal(self) -> Iterator[None]:
@@ -136,7 +136,7 @@ class ScoreMap:
             path=self._folder,
             found=f"{shutil.disk_usage(self._folder).free / 1e9:.1f} GB free",
             expected=f"{self._needed / 1e9:.1f} GB for as long as the case takes",
-            fix="make space, write to another disk, or predict with one fold (-f 0)",
+            fix="make space or write to another disk; one fold (-f 0) of a model with one view needs none",
         )
 
 

@@ -100,7 +100,7 @@ def test_a_triplanar_model_trains_travels_and_predicts(tmp_path: Path, capsys: p
     for path in images:
         name = path.name.removesuffix("_0000.nii.gz")
         image, properties = preprocess_image(read_image([path]), plans)
-        mean = sum(plain_probabilities(RUN / f"fold_{fold}", image) for fold in (0, 1)) / 2
+        mean = np.mean([plain_probabilities(RUN / f"fold_{fold}", image) for fold in (0, 1)], axis=0)
         expected = export_stream([mean], properties, plans)
         mask = read_labels(Path("masks") / f"{name}.nii.gz").array
         assert mask.shape == expected.shape
@@ -115,8 +115,8 @@ def test_a_triplanar_model_trains_travels_and_predicts(tmp_path: Path, capsys: p
     assert "sagittal (x), averaged" in Path("elsewhere/under_any_name/MODEL_CARD.md").read_text()
     assert predict.main([*flags, "-m", "elsewhere/under_any_name", "-o", "again"]) == 0
     for path in images:
-        mask = path.name.replace("_0000", "")
-        assert np.array_equal(read_labels(Path("again") / mask).array, read_labels(Path("masks") / mask).array)
+        file = path.name.replace("_0000", "")
+        assert np.array_equal(read_labels(Path("again") / file).array, read_labels(Path("masks") / file).array)
     assert export_model.main(["-m", "elsewhere/under_any_name", "-o", "once_more.zip"]) == 0
     assert Path("once_more.zip").read_bytes() == Path("model.zip").read_bytes()
 

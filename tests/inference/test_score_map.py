@@ -37,7 +37,7 @@ def test_slices_along_any_axis_are_added_up(size: tuple[int, int, int], depth: i
     expected = np.zeros((size[0], 2, *size[1:]), np.float32)
     with ScoreMap(expected.shape, tmp_path, cubes=True) as total:
         for order in ((1, 0, 2), (2, 1, 0), (2, 0, 1), (0, 1, 2)):
-            whole = generator.random((size[0], 2, *size[1:]), dtype=np.float32) / 4
+            whole = generator.random((size[0], 2, *size[1:]), dtype=np.float32) * np.float32(0.25)
             expected += whole
             axes = [(0, 2, 3)[axis] for axis in order]
             along = whole.transpose(axes[0], 1, axes[1], axes[2])

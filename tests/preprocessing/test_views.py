@@ -109,7 +109,7 @@ def test_nothing_is_read_but_what_is_asked_for() -> None:
 
         def __getitem__(self, key: Any, /) -> np.ndarray:
             asked.append(key)
-            return np.zeros(self.shape, np.float32)[key]
+            return np.asarray(np.zeros(self.shape, np.float32)[key])
 
     read_slab(turned(Recording(), (2, 0, 1)), 3, 2, 1, origin=(0, 4), window=(4, 8))
     assert asked == [(slice(None), slice(0, 4), slice(4, 12), slice(2, 6))]
