@@ -28,6 +28,7 @@ OBLIQUE = (np.cos(TURN), -np.sin(TURN), 0.0, np.sin(TURN), np.cos(TURN), 0.0, 0.
 GRID = Geometry((6, 10, 9), (1.0, 1.0, 1.0), (5.0, -3.0, 2.0), OBLIQUE)
 BLOCK = np.zeros(GRID.size, dtype=bool)
 BLOCK[2:4, 3:8, 2:6] = True
+BESIDE = ["dataset.json", "logs", "prediction.json", "qc", "qc.csv", "qc.html", "qc.json"]
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 REGIONS: dict[str, object] = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
 
@@ -109,7 +110,7 @@ def test_a_folder_of_series_and_its_formats() -> None:
     for name in ("one", "two"):
         series(Path("scans") / name)
     assert main(["-i", "scans", "-o", "masks", "-m", model, "--dicom_seg"]) == 0
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["dataset.json", "logs", "one.dcm", "prediction.json", "two.dcm"]
+    assert sorted(path.name for path in Path("masks").iterdir()) == sorted(["one.dcm", "two.dcm", *BESIDE])
     assert np.array_equal(segment(Path("masks/two.dcm"), 1), BLOCK)
     assert json.loads(Path("masks/dataset.json").read_text())["file_ending"] == ".dcm"
     Path("masks/two.dcm").unlink()
