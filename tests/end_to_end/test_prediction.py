@@ -82,7 +82,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("fedsam_pipeline.pipeline.predict.autocast_dtype", lambda _device: None)  # to compare with the plain answer
+    monkeypatch.setattr("fedsam_pipeline.pipeline.segmenter.autocast_dtype", lambda _device: None)  # to compare with the plain answer
 
 
 def lie_where_their_images_lie(paths: Sequence[Path], folder: str, number_of_classes: int) -> None:

@@ -188,10 +188,13 @@ def test_prompts_belong_to_the_slices_of_the_batch(tmp_path: Path, mode: str) ->
     assert len(batch.prompts.classes) == len(batch.images)
     asked = 0
     for row in range(len(batch.images)):
-        for (x0, y0, x1, y1), label in zip(batch.prompts.boxes[row].long().tolist(), batch.prompts.classes[row].tolist(), strict=True):
+        boxes, negative, classes = (
+            part[row].tolist() for part in (batch.prompts.boxes.long(), batch.prompts.negative, batch.prompts.classes)
+        )
+        for (x0, y0, x1, y1), elsewhere, label in zip(boxes, negative, classes, strict=True):
             if label:
                 asked += 1
-                assert (batch.labels[row, y0 : y1 + 1, x0 : x1 + 1] == label).any()
+                assert (batch.labels[row, y0 : y1 + 1, x0 : x1 + 1] == label).any() != elsewhere
     assert asked > 4
     unprompted = SlabLoader(loader._store, CASES, make_tiny_plans(training={"effective_batch": 16})).batch(0, 1, "a", 0)
     assert unprompted.prompts is None
