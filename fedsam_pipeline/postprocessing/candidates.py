@@ -30,9 +30,13 @@ def candidate_volumes(fingerprint: Fingerprint, shares: Sequence[float]) -> Cand
         volumes[name] = tuple(sorted({float(f"{share * usual:.2g}") for share in shares}))
         why[name] = (
             f"{', '.join(f'{each:g}' for each in volumes[name])} mm3: {', '.join(f'{100 * share:g}' for share in sorted(shares))} % of the "
-            f"usual object of {usual:.3g} mm3 (median volume {volume:.3g} mm3 in {components:g} components)"
+            f"usual object of {_short(usual)} mm3 (medians of a case: {_short(volume)} mm3, components: {components:g})"
         )
     return CandidateVolumes(volumes, why)
+
+
+def _short(volume: float) -> str:
+    return f"{float(f'{volume:.3g}'):g}"
 
 
 def questions(

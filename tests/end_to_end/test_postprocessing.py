@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedsam_pipeline.dataset.volume import read_image, read_labels
+from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest, run_setups
 from fedsam_pipeline.postprocessing.apply import apply_rules
 from fedsam_pipeline.specs.postprocessing import MaskRule, Postprocessing
 from tests.end_to_end.commands import run
@@ -68,8 +69,17 @@ def test_two_folds_with_mirroring_and_postprocessing(folder: Path) -> None:
     assert len(record["adapters_sha256"]) == 2 and record["mirror_axes"] == [1, 2] and len(record["postprocessing"]) == 2
 
 
-def test_a_fold_that_validates_nothing_or_is_for_choices_leaves_the_rules_alone(folder: Path) -> None:
-    for fold in ("all", "0-inner"):
-        results = folder / f"results_{fold}"
-        run(folder, f"fedsam_train_federated -f {fold} --rounds 1 --local_steps 1 --val_every 0", {"fedsam_results": str(results)})
-        assert not list(results.rglob("postprocessing.json")) and not list(results.rglob("validation_masks"))
+def test_which_runs_choose_and_what_their_sites_know(folder: Path) -> None:
+    def setups(**flags: Any) -> list[RunSetup]:
+        return run_setups(folder / PREPROCESSED, folder / "elsewhere", TrainRequest(**flags))
+
+    (federated,) = setups(fold="1")
+    assert federated.chooses_postprocessing
+    assert sum(federated.validated.values()) == sum(validated(folder, fold) for fold in range(5))
+    for site in federated.sites:
+        assert site.privacy_floor == 1  # as planned
+        assert sorted(site.other_folds) == ["0", "2", "3", "4"]
+        assert site.other_folds["2"] == Path(str(site.state_folder).replace("fold_1", "fold_2"))
+    for flags in ({"fold": "all"}, {"fold": "0-inner"}, {"protocol": "leave_one_site_out"}):
+        assert not any(setup.chooses_postprocessing for setup in setups(**flags))
+    assert all(setup.chooses_postprocessing for setup in setups(protocol="local"))

@@ -25,7 +25,7 @@ def test_volumes_are_shares_of_the_usual_object() -> None:
     assert found.volumes["organ"][0] == 300.0
     assert found.why["lesion"].startswith("5, ")
     assert "1, 20 % of the usual object of" in found.why["lesion"]
-    assert "in 8 components" in found.why["lesion"]
+    assert "components: 8)" in found.why["lesion"]
 
 
 def test_a_class_of_which_the_fingerprint_tells_nothing_has_none() -> None:
