@@ -39,7 +39,7 @@ LARGEST = MaskRule(kind="largest_component", label="organ")
 
 def predicted(reference: np.ndarray, seed: int) -> np.ndarray:
     """The reference with a hole in the organ, a speck of each class, and one site's lesions in two parts."""
-    mask = np.maximum(reference, 0).astype(np.uint8)
+    mask: np.ndarray = np.maximum(reference, 0).astype(np.uint8)
     generator = np.random.default_rng(seed)
     mask[3, 7, 8] = 0
     mask[0, 22, int(generator.integers(0, 20))] = 1
