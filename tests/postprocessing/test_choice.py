@@ -18,7 +18,7 @@ from fedsam_pipeline.specs.postprocessing import MaskRule
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 GROUPS: dict[str, tuple[int, ...]] = {"organ": (1,), "lesion": (2,)}
-REGIONS = {"whole": (1, 2), "core": (2,)}
+REGIONS: dict[str, tuple[int, ...]] = {"whole": (1, 2), "core": (2,)}
 SPACING = (2.0, 1.0, 1.0)
 VOLUMES = {"organ": (4.0, 20.0), "lesion": (4.0,)}
 ALL, ORGAN, LESION = (MaskRule(kind="largest_component", label=name) for name in (None, "organ", "lesion"))
@@ -183,7 +183,8 @@ def test_what_a_site_did_not_annotate_is_not_summed() -> None:
     assert found.cases == {"organ": 2, "lesion": 1}
     assert found.deltas[0] == pytest.approx({"organ": 0.3, "lesion": -0.7})
     alone = sum_cases(deltas, [np.array([True, False])] * 2, NAMES)
-    assert alone.cases == {"organ": 2} and len(alone.deltas) == 1 and alone.deltas[0] == pytest.approx({"organ": 0.3})
+    assert alone.cases == {"organ": 2} and len(alone.deltas) == 1
+    assert alone.deltas[0] == pytest.approx({"organ": 0.3})
 
 
 def test_an_answer_survives_the_wire() -> None:
