@@ -45,7 +45,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         serve(DirectGrid(setups), threading.Event())
 
     monkeypatch.setattr(train, "simulate", simulate)
-    monkeypatch.setattr("fedsam_pipeline.pipeline.predict.autocast_dtype", lambda _device: None)  # to compare with the plain answer
+    monkeypatch.setattr("fedsam_pipeline.pipeline.segmenter.autocast_dtype", lambda _device: None)  # to compare with the plain answer
 
 
 def load(path: Path) -> Any:
