@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsam_pipeline.entrypoints.command import command_parser, positive_int, run_command
-from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--disable_ensembling", action="store_true", help="no pairs: faster")
     parser.add_argument(
-        "--privacy_floor", type=positive_int, default=DEFAULT_FLOOR, metavar="N", help="cases that every sum of a site stands for"
+        "--privacy_floor",
+        type=positive_int,
+        metavar="N",
+        help="patients that every sum of a site stands for, if more than planning asked for",
     )
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
     parser.add_argument("--workers", type=positive_int, metavar="N", help="sites that compute at the same time (default: as many as cores)")

@@ -22,7 +22,7 @@ from fedsam_pipeline.federation.codec.coding import Encoded, decode
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
-from fedsam_pipeline.flower.exchange import answers
+from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import (
     CONFIG,
     DECODE_SECONDS,
@@ -160,7 +160,7 @@ class RoundLoop:
         started = time.perf_counter()
         config = self._config(self._plan.schedule.rounds, validate=True)
         config[KEEP_MASKS] = keep_masks
-        configs = dict.fromkeys(sorted(self._grid.get_node_ids()), config)
+        configs = dict.fromkeys(wait_for_nodes(self._grid, self._plan.num_sites, self._stop), config)
         replies, _, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
         traffic = self._traffic(self._plan.schedule.rounds, down, replies, EVALUATE_FOLD)
         own = {site: dice for reply in replies for site, dice in reply.validation.items()}

@@ -39,6 +39,11 @@ class FoldPredictors:
         self._models = models
         self.views = views
 
+    @property
+    def num_folds(self) -> int:
+        """Each goes through all views."""
+        return len(self._models)
+
     def __len__(self) -> int:
         return len(self._models) * len(self.views)
 
@@ -66,7 +71,7 @@ def stream_ensemble(
 
     The volume goes through one member after the other, each along the axis of its view. The sum of the probabilities of all members but
     the last is on disk, in half precision (``ScoreMap``); in memory is what ``Predictor.stream_case`` states, and that much again of the
-    sum. Where agreement is asked for, the label map of every member but the last is on disk, too: 2 bytes a voxel.
+    sum. Where agreement is asked for, the label map of the stored view of every fold but the last is on disk, too: 2 bytes a voxel.
 
     Args:
         predictors: one for each fold and view.
@@ -107,21 +112,22 @@ def stream_ensemble(
             cubes = cubes or predictor.order != AS_STORED  # of several views the stored one comes last
             if total is None:
                 total = ScoreMap((num_slices, predictor.plans.num_classes, height, width), folder, cubes=cubes)
-            if folds is not None and number < len(predictors):
-                voted.append(ScoreMap((num_slices, 1, height, width), folder, cubes=cubes))
+            votes = folds if predictor.order == AS_STORED else None  # a fold is its stored view: the others would be voters of another kind
+            if votes is not None and number < len(predictors):
+                voted.append(ScoreMap((num_slices, 1, height, width), folder))
             if number == len(predictors):
                 _check_last(predictor)
             first = 0
             of_stored = mirrors if predictor.order == AS_STORED else None  # other views are mirrored along other axes
             for logits in predictor.stream_case(image, part_done, prompts, mirrors=of_stored):
-                if folds is not None:
+                if votes is not None:
                     labels = winner(torch.from_numpy(logits))
                     if number < len(predictors):
-                        voted[-1].add(first, labels[:, None].float().numpy(), predictor.order)
+                        voted[-1].add(first, labels[:, None].float().numpy())
                     else:
                         for at, own in enumerate(labels, start=first):
                             others = [torch.from_numpy(each.read(at, 1)[:, 0]).short() for each in voted]
-                            folds.add([*others, own[None]])
+                            votes.add([*others, own[None]])
                 probabilities = (torch.from_numpy(logits).softmax(dim=1) * share).numpy()
                 if number < len(predictors):
                     total.add(first, probabilities, predictor.order)

@@ -21,6 +21,8 @@ class VolumePrompt:
     label: int
     first: tuple[float, float, float]
     last: tuple[float, float, float]
+    own_slice_only: bool = False
+    """one of many that were made slice by slice: in a view across the slices they would crowd on one image"""
 
     @property
     def slices(self) -> range:
@@ -40,13 +42,14 @@ def by_slice(prompts: Sequence[VolumePrompt]) -> Mapping[int, Sequence[VolumePro
 def turned_prompts(prompts: Sequence[VolumePrompt], order: Order) -> list[VolumePrompt]:
     """The same prompts in a view whose axes are these of (S, H, W).
 
-    A box on a single slice is a line in the views across it, which says nothing of the object's extent there: they do without it.
+    A box on a single slice is a line in the views across it, which says nothing of the object's extent there: they do without it, and
+    without prompts of ``own_slice_only``.
     """
     (a, b, c) = order
     return [
         replace(each, first=(each.first[a], each.first[b], each.first[c]), last=(each.last[a], each.last[b], each.last[c]))
         for each in prompts
-        if order == AS_STORED or each.kind != "box" or len(each.slices) > 1
+        if order == AS_STORED or not (each.own_slice_only or (each.kind == "box" and len(each.slices) == 1))
     ]
 
 

@@ -39,10 +39,10 @@ def found_prompts(parts: Iterable[NDArray[np.float32]], plans: Plans) -> list[Vo
                 for pixels in slice_objects(plane, label):
                     if plans.prompts.mode == "box":
                         (top, left), (bottom, right) = pixels.min(axis=0).tolist(), pixels.max(axis=0).tolist()
-                        found.append(VolumePrompt("box", label, (s, top, left), (s, bottom, right)))
+                        found.append(VolumePrompt("box", label, (s, top, left), (s, bottom, right), own_slice_only=True))
                     else:
                         y, x = inner_pixel(pixels, pixels.mean(axis=0))
-                        found.append(VolumePrompt("point", label, (s, y, x), (s, y, x)))
+                        found.append(VolumePrompt("point", label, (s, y, x), (s, y, x), own_slice_only=True))
         first += len(part)
     return found
 

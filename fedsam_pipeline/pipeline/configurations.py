@@ -108,7 +108,9 @@ def _request(arguments: Any, path: Path) -> TrainRequest:
             "a run does not say how it was trained", path=path, found=arguments, expected="arguments", fix="train the fold again"
         )
     start = arguments.get("init")
-    return TrainRequest(**arguments | {"init": None if start is None else Path(start), "resume": True, "overwrite": False})
+    return TrainRequest(
+        **arguments | {"init": None if start is None else Path(start), "device": "auto", "resume": True, "overwrite": False}
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.pipeline.configurations import Candidate, Configuration, configurations, find_candidates
 from fedsam_pipeline.pipeline.site_configurations import SiteSelection
 from fedsam_pipeline.pipeline.train import locked_folder
-from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 
 log = logging.getLogger(__name__)
 FOLDER, RESULT_FILE, COMMAND_FILE = "best_configuration", "best_configuration.json", "predict_command.txt"
@@ -38,7 +37,7 @@ def find_best_configuration(
     folds: Sequence[str] = ("0", "1", "2", "3", "4"),
     models: Sequence[Path] | None = None,
     pairs: bool = True,
-    floor: int = DEFAULT_FLOOR,
+    floor: int | None = None,
     device: str = "auto",
     workers: int | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def find_best_configuration(
         folds: numbered folds, which every candidate must have.
         models: run folders; ``None``: all federated runs that have these folds.
         pairs: compare the mean of two candidates' probabilities, too.
-        floor: cases that every number which leaves a site stands for.
+        floor: patients that every number which leaves a site stands for, where that is more than the floor of planning.
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: sites that compute at the same time; ``None``: as many as cores.
 
@@ -81,7 +80,7 @@ def find_best_configuration(
         )
         print(f"{len(chosen)} configuration(s) of {len(candidates)} run(s) at {len(tasks)} site(s), folds {' '.join(folds)}", flush=True)
         told, refused = _ask(tasks, question, workers)
-        record = _record(preprocessed.name, candidates, chosen, folds, floor, told, refused, left_out)
+        record = _record(preprocessed.name, candidates, chosen, folds, tasks[0].floor, told, refused, left_out)
         write_text(folder / COMMAND_FILE, "\n".join(record["commands"]) + "\n")
         write_json(folder / RESULT_FILE, record)
     print(selection_table(record))
@@ -95,15 +94,18 @@ def _tasks(
     chosen: Sequence[Configuration],
     raw: Path,
     folder: Path,
-    floor: int,
+    floor: int | None,
     device: str,
     workers: int | None,
 ) -> list[SiteSelection]:
     """One a site. The cases of a fold are the same for all candidates, because all of them fit today's splits."""
     sites: dict[str, dict[str, tuple[str, ...]]] = {}
+    patients: dict[str, Mapping[str, str]] = {}
     for fold, setup in candidates[0].setups.items():
         for site in setup.sites:
             sites.setdefault(site.site, {})[fold] = site.val_cases
+            patients[site.site] = site.patients
+    planned = max(site.privacy_floor for each in candidates for setup in each.setups.values() for site in setup.sites)
     at_once = workers or min(len(sites), usable_cores())
     return [
         SiteSelection(
@@ -112,7 +114,8 @@ def _tasks(
             cases=cases,
             folders={candidate.name: {fold: path.absolute() for fold, path in candidate.folds().items()} for candidate in candidates},
             chosen=tuple(chosen),
-            floor=floor,
+            patients=patients[site],
+            floor=max(planned, floor or 1),
             device=choose_device(device).type,
             num_threads=max(1, usable_cores() // at_once),
             state_folder=(folder / "sites" / site).absolute(),
@@ -142,8 +145,8 @@ def _ask(tasks: Sequence[SiteSelection], question: Question, workers: int | None
         raise FedsamError(
             "no site has enough validation cases to tell sums of",
             found=", ".join(f"{site}: {number}" for site, number in question.most_cases.items()),
-            expected=f"{tasks[0].floor} or more in which a class is there",
-            fix="train more folds and name them with -f, or lower --privacy_floor where the sites agree",
+            expected=f"cases of {tasks[0].floor} patients or more in which a class is there (the floor of planning, or --privacy_floor)",
+            fix="train more folds and name them with -f",
         )
     return told, refused
 
@@ -210,5 +213,6 @@ def selection_table(record: Mapping[str, Any]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
-    notes = [f"{site} tells nothing: {reason}" for site, reason in record["withheld"].items()]
+    notes = ["masks before postprocessing; fedsam_predict applies what was chosen for a run"]
+    notes += [f"{site} tells nothing: {reason}" for site, reason in record["withheld"].items()]
     return "\n".join([*text, record["rule"], *notes])

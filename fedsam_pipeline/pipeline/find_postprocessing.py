@@ -10,7 +10,7 @@ from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.postprocessing import MaskRule, Postprocessing
 
-COPY_AGAIN = "copy the whole run folder again, or --disable_postprocessing"
+COPY_AGAIN = "train a numbered fold of this run again, or delete the file; --disable_postprocessing predicts without it"
 
 
 def steps_of(fold_folders: Sequence[Path], plans: Plans) -> tuple[MaskRule, ...]:

@@ -1,6 +1,7 @@
 """``fedsam_predict``: images in, masks in the images' geometry out, from a trained model alone."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fedsam_pipeline.pipeline.coverage_file import model_coverage
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
 from fedsam_pipeline.pipeline.predict_cases import Outputs
 from fedsam_pipeline.pipeline.quality_control import QualityControl
-from fedsam_pipeline.pipeline.quality_files import row_path, write_tables
+from fedsam_pipeline.pipeline.quality_files import remove_tables, row_path, write_tables
 from fedsam_pipeline.pipeline.segmenter import Segmenter
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.prompts import PromptsFile
@@ -109,7 +110,7 @@ def predict(
         cases = [case for case in cases if not _is_done(case, save_probabilities)]
         print(f"{len(all_cases[part_id::num_parts]) - len(cases)} case(s) were done before, {len(cases)} to do")
     if not cases:
-        if continue_prediction:
+        if continue_prediction and os.access(folder, os.W_OK):
             write_tables(folder)  # a process that was killed may not have come so far
         print("nothing to predict")
         return EXIT_DONE
@@ -117,6 +118,7 @@ def predict(
         if folder == target:
             if not record.made(folder / RECORD_FILE):
                 _remove_masks(all_cases)
+                remove_tables(folder)
             record.save(folder / RECORD_FILE)
         masks.write_label_names()
         log.info("%d case(s), %d fold(s), on %s; log: %s", len(cases), len(segmenter.folds), segmenter.device, log_path)

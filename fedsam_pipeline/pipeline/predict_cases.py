@@ -115,6 +115,7 @@ class CasePredictor:
             Exception: the error of an only case.
         """
         failures: dict[str, str] = {}
+        self._ahead = None  # an earlier call that was interrupted may have read one
         layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
         with (
             ThreadPoolExecutor(1, "read") as reader,
@@ -203,7 +204,7 @@ class CasePredictor:
         if following is not None and self._fits_beside(following, sizes):
             self._ahead = reader.submit(self._read, following, outputs)
         probabilities = probabilities_path(case.output, case.case) if outputs.save_probabilities else None
-        agreement = outputs.quality.watch(len(self._predictors), len(self._predictors.views[-1].mirrorings))
+        agreement = outputs.quality.watch(self._predictors.num_folds, len(self._predictors.views[-1].mirrorings))
         mask = self.segment(ready, sizes, case.output.parent, prompts, probabilities, on_progress, agreement)
         assert ready.view is not None  # of an image that was read for these outputs
         outputs.quality.note(case, ready.view, agreement, mask)

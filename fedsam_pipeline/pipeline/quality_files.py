@@ -4,9 +4,10 @@ import csv
 import fcntl
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import make_folder, write_text
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.report.quality_page import quality_page
@@ -22,6 +23,12 @@ def row_path(mask: Path, case: str) -> Path:
     return mask.parent / FOLDER / f"{case}.json"
 
 
+def remove_tables(folder: Path) -> None:
+    """What was made of the rows of another prediction."""
+    for name in (TABLE_FILE, CSV_FILE, PAGE_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_tables(folder: Path) -> QualityTable:
     """Makes ``qc.json``, ``qc.csv`` and ``qc.html`` of the rows of all cases whose masks lie in a folder, whoever predicted them.
 
@@ -35,7 +42,8 @@ def write_tables(folder: Path) -> QualityTable:
         FedsamError: a row is broken, or the folder cannot be written to.
     """
     with _alone(folder / FOLDER):
-        rows = [QualityRow.load(path, fix="delete it, and predict that case again") for path in sorted((folder / FOLDER).glob("*.json"))]
+        paths = sorted(path for path in (folder / FOLDER).glob("*.json") if not path.name.startswith("."))  # those are being written
+        rows = [QualityRow.load(path, fix="delete it, and predict that case again") for path in paths]
         rows = sorted((row for row in rows if (folder / row.mask).is_file()), key=worst_first)
         table = QualityTable(limits=load_thresholds().quality.model_dump(), cases=tuple(rows))
         table.save(folder / TABLE_FILE)
@@ -81,8 +89,21 @@ def _names(rows: Sequence[QualityRow], field: str) -> list[str]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from making tables meanwhile; the lock ends with this process, however it ends."""
+    """Keeps other processes from making tables meanwhile; the lock ends with this process, however it ends.
+
+    Raises:
+        FedsamError: the folder cannot be written to, or its file system has no locks.
+    """
     make_folder(folder)
-    with open(folder / ".lock", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            fcntl.flock(held.enter_context(open(folder / ".lock", "w")), fcntl.LOCK_EX)
+        except OSError as error:
+            raise FedsamError(
+                "the tables of quality control cannot be locked",
+                path=folder / ".lock",
+                found=str(error),
+                expected="a folder that this user may write to, on a file system with locks",
+                fix="the masks are written; copy them and qc/ to such a folder, and repeat the command with --continue_prediction",
+            ) from error
         yield

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedsam_pipeline.dataset.raw import RawDataset, load_raw_dataset
 from fedsam_pipeline.dataset.volume import Volume, read_image
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.dice_sums import DiceSums, add_sums
 from fedsam_pipeline.evaluation.metrics import dice_from_counts
 from fedsam_pipeline.evaluation.summary import CaseScore
@@ -44,10 +46,11 @@ class SiteSelection:
         cases: fold to the site's validation cases, which none of that fold's trainings saw.
         folders: candidate to fold to the trained fold.
         chosen: the configurations.
-        floor: cases that every sum stands for.
+        patients: case to patient, where patients have several cases.
+        floor: patients that every sum stands for, and every difference between the cases of two sums.
         device: name of the device.
         num_threads: CPU threads it may use.
-        state_folder: its log, the sums of folds that are done, and probabilities for as long as a fold takes.
+        state_folder: its log, the sums of folds that are done, whose sums were told, and probabilities for as long as a fold takes.
     """
 
     site: str
@@ -55,6 +58,7 @@ class SiteSelection:
     cases: Mapping[str, tuple[str, ...]]
     folders: Mapping[str, Mapping[str, Path]]
     chosen: tuple[Configuration, ...]
+    patients: Mapping[str, str]
     floor: int
     device: str
     num_threads: int
@@ -69,11 +73,45 @@ class SiteSelection:
         """Sums over the cases of all folds, of the classes that may leave the site; folds that were done before are not done again.
 
         Raises:
-            FedsamError: a model, an image or a mask is missing or broken.
+            FedsamError: a model, an image or a mask is missing or broken, or the sums would differ from earlier ones by too few patients.
         """
         raw = load_raw_dataset(self.raw)
+        patients = Counter(self.patients.get(case, case) for cases in self.cases.values() for case in cases)
+        self._refuse_small_difference(set(patients))
         parts = [self._fold(fold, cases, raw) for fold, cases in self.cases.items() if cases]
-        return add_sums(parts).released(self.floor) if parts else DiceSums({name: {} for name in self.configurations})
+        if not parts:
+            return DiceSums({name: {} for name in self.configurations})
+        cases_a_patient = max(patients.values())  # so many times as many cases make sure of the floor
+        told = add_sums(parts).released(self.floor * cases_a_patient if self.floor > 1 else 1)
+        if told.classes:
+            self._note_told(set(patients))
+        return told
+
+    @property
+    def _told_file(self) -> Path:
+        return self.state_folder / "told.json"
+
+    def _told(self) -> list[list[str]]:
+        """The patients of every set of cases that sums were told of. The file stays here."""
+        known: list[list[str]] = read_json(self._told_file)["patients"] if self._told_file.exists() else []
+        return known
+
+    def _refuse_small_difference(self, patients: set[str]) -> None:
+        """Two sums of sets of cases that differ by few patients tell these patients' Dice."""
+        for earlier in self._told():
+            if 0 < len(patients ^ set(earlier)) < self.floor:
+                raise FedsamError(
+                    "these folds differ from those of earlier sums by fewer patients than the privacy floor",
+                    path=self._told_file,
+                    found=len(patients ^ set(earlier)),
+                    expected=f"no difference, or {self.floor} patients and more",
+                    fix="ask with the folds of the first time: -f",
+                )
+
+    def _note_told(self, patients: set[str]) -> None:
+        known = self._told()
+        if sorted(patients) not in known:
+            write_json(self._told_file, {"schema_version": 1, "patients": [*known, sorted(patients)]})
 
     def _fold(self, fold: str, cases: Sequence[str], raw: RawDataset) -> DiceSums:
         path = self.state_folder / f"fold_{fold}.json"

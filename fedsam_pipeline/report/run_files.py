@@ -73,7 +73,7 @@ class RunFiles:
             records=_records(folder / "progress.jsonl"),
             traffic=_mapping(traffic, "rounds")["rounds"] if traffic.is_file() else (),
             summary=_mapping(summary, "sites", "dice", "rule") if summary.is_file() else None,
-            execution={path.stem: Execution.load(path) for path in sorted((folder / "execution").glob("*.json"))},
+            execution={path.stem: Execution.load(path) for path in sorted((folder / "execution").glob("[!.]*.json"))},
             site_scores=site_scores,
             shared_scores=_site_files(folder, "validation_shared.json") if manifest.personal else site_scores,
         )

@@ -68,6 +68,8 @@ class Postprocessing(Document):
     """``choice``: how the choice went; ``minimum_volume.CLASS``: where the volumes to try come from"""
 
     def published(self, floor: int) -> Self:
-        """For a model handed on: the same, without the decisions where a figure stands for fewer than ``floor`` cases."""
+        """For a model handed on: without the decisions where a figure stands for fewer than ``floor`` cases, and without what tells which
+        sites had too few patients to say anything."""
         small = any(0 < found.num_cases < floor for decision in self.decisions for found in decision.classes.values())
-        return self.model_copy(update={"decisions": ()}) if small else self
+        why = {key: reason for key, reason in self.why.items() if key != "choice"}
+        return self.model_copy(update={"sites": (), "why": why} | ({"decisions": ()} if small else {}))

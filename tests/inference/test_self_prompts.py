@@ -36,10 +36,10 @@ def test_each_object_on_each_slice_becomes_a_box() -> None:
     scores = _scores(_labels())
     found = found_prompts([scores[:2], scores[2:]], _plans("box"))
     assert found == [
-        VolumePrompt("box", 1, (1, 1, 2), (1, 3, 6)),
-        VolumePrompt("box", 2, (1, 6, 0), (1, 7, 1)),
-        VolumePrompt("box", 2, (2, 5, 4), (2, 6, 7)),
-        VolumePrompt("box", 2, (2, 0, 0), (2, 0, 0)),
+        VolumePrompt("box", 1, (1, 1, 2), (1, 3, 6), own_slice_only=True),
+        VolumePrompt("box", 2, (1, 6, 0), (1, 7, 1), own_slice_only=True),
+        VolumePrompt("box", 2, (2, 5, 4), (2, 6, 7), own_slice_only=True),
+        VolumePrompt("box", 2, (2, 0, 0), (2, 0, 0), own_slice_only=True),
     ]
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedsam_pipeline.inference.agreement import CaseAgreement
 from fedsam_pipeline.inference.ensemble import FoldPredictors, gives_probabilities, stream_ensemble
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.prompts import VolumePrompt
@@ -148,6 +149,30 @@ def test_a_prompt_reaches_the_slices_that_cut_it_in_every_view(tmp_path: Path) -
     assert along_rows == [(row, (3, 1, 4, 3)) for row in range(2, 7)]  # x0, y0, x1, y1: columns, then slices
     assert along_columns == [(column, (2, 1, 6, 3)) for column in (3, 4)]
     assert along_slices == [(number, (3, 2, 4, 6)) for number in range(1, 4)]
+
+
+def test_prompts_of_one_slice_stay_in_the_stored_view(tmp_path: Path) -> None:
+    model = PixelwiseModel().eval()
+    predictors = view_predictors(model, isotropic(window_overlap=0.0), "triplanar")
+    flat = VolumePrompt("box", 2, (1.0, 2.0, 3.0), (1.0, 6.0, 4.0))  # a line in the views across it
+    made = [VolumePrompt("point", 1, (s, 4.0, 4.0), (s, 4.0, 4.0), own_slice_only=True) for s in range(8)]
+    fused(predictors, np.zeros((1, 8, 8, 8), np.float32), tmp_path, (flat, *made))
+    assert [prompts is not None for prompts in model.prompts] == [False, False, True]  # each view is one batch
+
+
+def test_folds_are_compared_by_their_stored_view(tmp_path: Path) -> None:
+    """And so is mirroring: a single triplanar fold has nobody to agree with but its mirrored images."""
+    plans, image, folds = isotropic(), _image((9, 18, 11)), TwoFolds()
+    views = view_predictors(folds.model, plans, "triplanar", mirror_axes=(1, 2))
+    ensemble = FoldPredictors(folds, *views)  # type: ignore[arg-type]
+    watched = CaseAgreement.between(ensemble.num_folds, len(views[-1].mirrorings), 3)
+    assert watched.folds is not None
+    list(stream_ensemble(ensemble, image, tmp_path, agreement=watched))
+    alone = CaseAgreement.between(2, len(views[-1].mirrorings), 3)
+    assert alone.folds is not None
+    list(stream_ensemble(FoldPredictors(folds, views[-1]), image, tmp_path, agreement=alone))  # type: ignore[arg-type]
+    assert watched.folds.dice() == alone.folds.dice()
+    assert watched.mirrors is not None and alone.mirrors is not None and watched.mirrors.dice() == alone.mirrors.dice()
 
 
 def _prompted(boxes: list[tuple[float, ...] | None]) -> Iterator[tuple[int, tuple[float, ...]]]:

@@ -29,7 +29,7 @@ from tests.pipeline.comparisons import NAME, DirectSimulation, make_planned
 
 RUN = "federated__fedavg__seed0"
 DECODER, LORA = f"decoder__plans__main/{RUN}", f"lora__plans__main/{RUN}"
-FLAGS = ["-f", "0", "1", "--privacy_floor", "1"]
+FLAGS = ["-f", "0", "1"]
 
 
 def simulated(
@@ -194,7 +194,16 @@ def test_a_run_that_was_moved_or_forgot_its_arguments(folder: Path, capsys: pyte
 
 
 def test_too_few_cases_to_tell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, ["-f", "0", "1", "--privacy_floor", "99"], "no site has enough validation cases", "--privacy_floor")
+    refused(capsys, ["-f", "0", "1", "--privacy_floor", "99"], "no site has enough validation cases", "99 patients")
+
+
+def test_sums_that_differ_by_few_patients_are_not_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = folder / "preprocessed" / NAME
+    fingerprint = read_json(plans / "fingerprint.json")
+    (plans / "fingerprint.json").write_text(json.dumps(fingerprint | {"privacy_floor": 2}))  # the sums of folds 0 and 1 are out
+    refused(capsys, ["-f", "0"], "sites gave no usable answer")
+    log = folder / "results" / NAME / "best_configuration" / "sites" / "site_a" / "logs" / "site.log"
+    assert "differ from those of earlier sums by fewer patients" in log.read_text()
 
 
 def test_a_site_that_fails_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

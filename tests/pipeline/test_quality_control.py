@@ -98,6 +98,7 @@ def test_parts_and_continued_predictions_end_in_the_table_of_all(model: Path) ->
         assert predict([*command, "-o", "parts", "-num_parts", "2", "-part_id", part]) == 0
     whole, parts = (Path(folder, "qc.json").read_bytes() for folder in ("whole", "parts"))
     assert parts == whole
+    Path("parts/qc/.tmp-1-thick.json").write_text("{")  # of a process that is writing, or was killed
     Path("parts/thick.nii.gz").unlink()
     Path("parts/qc/thick.json").unlink()
     assert predict([*command, "-o", "parts", "--continue_prediction"]) == 0
@@ -110,7 +111,9 @@ def test_parts_and_continued_predictions_end_in_the_table_of_all(model: Path) ->
 def test_rows_of_another_model_go_with_its_masks(model: Path) -> None:
     command = ["-i", "imgs", "-m", str(model), "-device", "cpu", "--disable_tta"]
     assert predict([*command, "-f", "0", "-o", "masks"]) == 0
+    Path("masks/qc.html").write_text("of the other model")
     assert predict([*command, "-f", "0", "1", "-o", "masks", "-num_parts", "2"]) == 0
+    assert Path("masks/qc.html").read_text() != "of the other model"
     rows = rows_of("masks")
     assert len(rows) == 2 and all(row.folds_dice for row in rows.values())
 

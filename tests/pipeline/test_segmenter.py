@@ -15,6 +15,11 @@ from fedsam_pipeline.dataset.volume import Geometry, read_image, read_labels, wr
 from fedsam_pipeline.entrypoints.predict import main
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import write_json
+from fedsam_pipeline.inference.inputs import InputCase, find_cases
+from fedsam_pipeline.inference.label_names import label_content
+from fedsam_pipeline.pipeline.mask_files import MaskFiles
+from fedsam_pipeline.pipeline.predict_cases import Outputs
+from fedsam_pipeline.pipeline.quality_control import QualityControl
 from fedsam_pipeline.specs.plans import PromptPlan
 from tests.conftest import make_tiny_plans
 from tests.pipeline.trained_runs import RUN, write_fold
@@ -185,3 +190,25 @@ def test_the_example_of_the_docs_runs(run: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "(8, 40, 36)" in printed and "(3, 8, 40, 36)" in printed
     assert read_labels(Path("mask.nii.gz")).geometry.same_grid(GEOMETRY)
+
+
+def test_an_interrupted_call_leaves_nothing_to_the_next(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image that was read ahead must not become another case's."""
+    for seed, name in enumerate(("a", "b", "c")):
+        _write(f"imgs/{name}_0000.nii.gz", seed)
+    segmenter = Segmenter(run, device="cpu", test_time_augmentation=False)
+    expected = segmenter.predict_image("imgs/c_0000.nii.gz").mask
+
+    def outputs(cases: list[InputCase]) -> Outputs:
+        masks = MaskFiles(segmenter.plans, label_content(segmenter.folds[0], segmenter.plans), segmenter.record(), cases, Path("masks"))
+        return Outputs(masks, QualityControl(segmenter.plans, None, keeps_rows=False))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    cases = find_cases(Path("imgs"), Path("masks"), ["MRI"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fedsam_pipeline.pipeline.predict_cases.export_stream", interrupted)
+        segmenter.predict_cases(cases[:2], outputs(cases))
+    assert segmenter.predict_cases(cases[2:], outputs(cases)) == {}
+    np.testing.assert_array_equal(read_labels(Path("masks/c.nii.gz")).array, expected)
