@@ -26,6 +26,11 @@ def run(folder: Path, command: str, variables: Mapping[str, str] | None = None) 
     return done.stdout
 
 
+def _hear_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to interrupts, and its children are born so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stop_when(
     folder: Path, command: str, reached: Callable[[], bool], how: signal.Signals, variables: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
@@ -42,6 +47,7 @@ def stop_when(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
     try:
         deadline = time.monotonic() + 120
