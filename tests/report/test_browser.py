@@ -58,7 +58,7 @@ def chromium(page: Path, *flags: str) -> str:
     """Runs it headless and offline; returns what it prints."""
     command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent / 'profile'}", *flags, page.as_uri()]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=120).stdout
 
 
 @pytest.mark.parametrize("width", [1280, 1024, 390])
