@@ -59,7 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="JSON of boxes or points in mm, for a model trained with prompts (docs/formats.md)"
     )
-    parser.add_argument("--self_prompt", action="store_true", help="predict twice: the first mask prompts the second; twice the time")
+    parser.add_argument(
+        "--self_prompt",
+        action=argparse.BooleanOptionalAction,
+        help="predict twice: the first mask prompts the second; twice the time (default: as planned)",
+    )
     parser.add_argument(
         "--disable_postprocessing", action="store_true", help="leave the masks as predicted, whatever was chosen for the model"
     )

@@ -46,7 +46,7 @@ def predict(
     max_memory: int | None = None,
     dicom_seg: bool = False,
     prompts: Path | None = None,
-    self_prompt: bool = False,
+    self_prompt: bool | None = None,
     postprocessing: bool = True,
 ) -> int:
     """Predicts every image of ``source`` and writes its mask.
@@ -67,7 +67,7 @@ def predict(
         max_memory: bytes of main memory to stay within where possible, at the cost of time; ``None``: no limit.
         dicom_seg: masks of DICOM series are DICOM Segmentations, not NIfTI; ``target`` may say so by its ending.
         prompts: ``prompts.json``, boxes or points of some images; the others are predicted without.
-        self_prompt: predict twice, the second time with prompts made of what the first found.
+        self_prompt: predict twice, the second time with prompts made of what the first found; ``None``: as planned.
         postprocessing: apply what was chosen for the run, if anything.
 
     Returns:

@@ -65,6 +65,7 @@ class Segmenter:
         step_size: of windows and slabs, as a share of their length; ``None``: as planned.
         max_memory: bytes of main memory to stay within where possible, at the cost of time; ``None``: no limit.
         self_prompt: predict twice, the second time with prompts made of what the first found; for models that were trained with prompts.
+            ``None``: as planned.
         postprocessing: apply to masks what was chosen for the run, if anything; probabilities are without.
 
     Attributes:
@@ -86,7 +87,7 @@ class Segmenter:
         mirror_axes: Sequence[int] | None = None,
         step_size: float | None = None,
         max_memory: int | None = None,
-        self_prompt: bool = False,
+        self_prompt: bool | None = None,
         postprocessing: bool = True,
     ) -> None:
         self.folds = find_folds(Path(model), folds)
@@ -96,9 +97,9 @@ class Segmenter:
         self._mirror_axes = tuple(sorted(set(axes))) if test_time_augmentation else ()
         self._step_size = 1 - self.plans.window_overlap if step_size is None else step_size
         self._max_memory = max_memory
-        self._self_prompt = self_prompt
+        self._self_prompt = self.plans.prompts.self_prompt if self_prompt is None else self_prompt
         self._postprocessing = steps_of(self.folds, self.plans) if postprocessing else ()
-        if self_prompt:
+        if self._self_prompt:
             require_prompted(self.plans)
 
     @property

@@ -35,6 +35,10 @@ NOT_PLANNED = ("schema_version", "plans_name", "dataset_name", "base_model", "la
 """keys of a plan that name things; all the others are decided by a rule"""
 
 
+BY_HAND = "prompts.self_prompt"
+"""the one key that no rule decides"""
+
+
 def planned_values(plans: Plans) -> dict[str, Any]:
     """Dotted name to value of everything that a rule decided: what ``plans.why`` explains."""
     values: dict[str, Any] = {}
@@ -43,7 +47,7 @@ def planned_values(plans: Plans) -> dict[str, Any]:
         if name == "channels":
             values |= {f"channels.{number}": channel for number, channel in enumerate(value)}
         elif name in ("resampling", "prompts", "training"):
-            values |= {f"{name}.{key}": getattr(value, key) for key in type(value).model_fields}
+            values |= {f"{name}.{key}": getattr(value, key) for key in type(value).model_fields if f"{name}.{key}" != BY_HAND}
         elif name not in NOT_PLANNED:
             values[name] = value
     return values

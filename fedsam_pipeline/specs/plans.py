@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_serializer
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.specs.canonical import sha256_of
@@ -58,6 +58,20 @@ class PromptPlan(Document):
     """sides of boxes and places of points are moved by up to so much"""
     dropout: Share
     """how often all prompts of a class are left out of a slab"""
+    self_prompt: StrictBool = False
+    """prediction goes through the model twice, the second time prompted by what the first found. No rule says so; a person may"""
+
+    def self_prompt_faults(self) -> Iterator[str]:
+        """A model that takes no prompts cannot prompt itself."""
+        if self.self_prompt and self.mode == "auto":
+            yield "self_prompt: true, but a model of mode auto takes no prompts"
+
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(("self_prompt", "mode"), self_prompt_faults),)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans that were made before ``self_prompt`` was known keep their hash."""
+        return {key: value for key, value in handler(self).items() if key != "self_prompt" or value}
 
 
 class ResamplingPlan(Document):

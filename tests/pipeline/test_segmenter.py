@@ -139,6 +139,18 @@ def test_self_prompting_takes_two_passes_and_changes_the_mask(run: Path) -> None
     assert once.mask.any() and not np.array_equal(once.mask, twice.mask)
 
 
+def test_a_plan_may_say_that_its_model_prompts_itself(run: Path, tmp_path: Path) -> None:
+    planned = PromptPlan(mode="box", jitter_mm=1.0, dropout=0.5, self_prompt=True)
+    fold = write_fold(tmp_path / "planned" / "fold_0", seed=0, plans=make_tiny_plans(prompts=planned))
+    _write("imgs/x_0000.nii.gz")
+    asked = Segmenter(run, folds=["0"], device="cpu", self_prompt=True).predict_image("imgs/x_0000.nii.gz")
+    found = Segmenter(fold, device="cpu").predict_image("imgs/x_0000.nii.gz")
+    np.testing.assert_array_equal(found.mask, asked.mask)
+    assert main(["-i", "imgs", "-o", "once", "-m", str(fold), "-device", "cpu", "--no-self_prompt"]) == 0
+    once = Segmenter(run, folds=["0"], device="cpu").predict_image("imgs/x_0000.nii.gz")
+    np.testing.assert_array_equal(read_labels(Path("once/x.nii.gz")).array, once.mask)
+
+
 def test_a_model_without_prompts_refuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fold = write_fold(tmp_path / "run" / "fold_0")
     array = _write("imgs/x_0000.nii.gz")

@@ -11,7 +11,7 @@ from fedsam_pipeline.planning import geometry_rules as geometry
 from fedsam_pipeline.planning import intensity_rules as intensity
 from fedsam_pipeline.planning.grids import exact_counts, intensity_positions
 from fedsam_pipeline.planning.rules import make_plan
-from fedsam_pipeline.planning.table import NOT_PLANNED, plan_table, planned_values
+from fedsam_pipeline.planning.table import BY_HAND, NOT_PLANNED, plan_table, planned_values
 from fedsam_pipeline.planning.thresholds import Thresholds, parse_thresholds
 from fedsam_pipeline.specs.fingerprint import CASE_MASS, Bin, ChannelFingerprint, IntensityMoments
 from fedsam_pipeline.specs.plans import Plans
@@ -202,7 +202,7 @@ def test_encoder_inputs(channels: int, mixing: Any, expected: list[list[tuple[in
 def test_every_planned_value_has_its_reason_and_no_other(channels: tuple[str, ...]) -> None:
     plans = make_plan(stated(channels=channels), LITE)
     expected = {"training." + key for key in type(plans.training).model_fields}
-    expected |= {"prompts." + key for key in type(plans.prompts).model_fields}
+    expected |= {"prompts." + key for key in type(plans.prompts).model_fields} - {BY_HAND}
     expected |= {"resampling." + key for key in type(plans.resampling).model_fields}
     expected |= {f"channels.{number}" for number in range(len(channels))}
     expected |= set(Plans.model_fields) - set(NOT_PLANNED) - {"training", "prompts", "resampling", "channels"}

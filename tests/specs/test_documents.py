@@ -274,3 +274,15 @@ def test_every_fault_of_a_manifest_is_listed_at_once() -> None:
 def test_a_manifest_without_tensors_is_refused() -> None:
     with pytest.raises(FedsamError, match="tensors: "):
         Manifest.from_dict({"recipe": "r", "base_model": "m", "tensors": []})
+
+
+def test_what_only_a_person_sets_changes_no_plan_that_leaves_it_out(tmp_path: Path) -> None:
+    plans = make_tiny_plans()
+    assert "self_prompt" not in plans.to_dict()["prompts"]
+    with pytest.raises(FedsamError, match=r"prompts\.self_prompt: true, but a model of mode auto takes no prompts"):
+        Plans.from_dict(plans.to_dict() | {"prompts": plans.prompts.to_dict() | {"self_prompt": True}})
+    boxes = {"mode": "box", "jitter_mm": 1.0, "dropout": 0.5}
+    without, with_it = (Plans.from_dict(plans.to_dict() | {"prompts": boxes | each}) for each in ({}, {"self_prompt": True}))
+    assert without.sha256() == Plans.from_dict(without.to_dict() | {"prompts": boxes | {"self_prompt": False}}).sha256() != with_it.sha256()
+    with_it.save(tmp_path / "plans.json")
+    assert Plans.load(tmp_path / "plans.json") == with_it
