@@ -81,17 +81,12 @@ def _grids(arguments: argparse.Namespace) -> "tuple[MethodGrid, ...]":
 
 
 def _body(arguments: argparse.Namespace) -> int:
-    from fedsam_pipeline.paths import data_folders
     from fedsam_pipeline.pipeline.compare import compare
     from fedsam_pipeline.pipeline.compare_grid import CompareRequest
-    from fedsam_pipeline.pipeline.plans_file import choose_planned
+    from fedsam_pipeline.pipeline.plans_file import planned_dataset
 
-    folders = data_folders()
-    if notice := folders.notice():
-        print(notice)
     grids = _grids(arguments)
-    preprocessed = choose_planned(folders.preprocessed, arguments.d, arguments.p)
-    print(f"dataset {preprocessed.name}")
+    folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     request = CompareRequest(
         grids=grids,
         seeds=arguments.seeds,

@@ -40,15 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _body(arguments: argparse.Namespace) -> None:
-    from fedsam_pipeline.paths import data_folders
     from fedsam_pipeline.pipeline.find_best import find_best_configuration
-    from fedsam_pipeline.pipeline.plans_file import choose_planned
+    from fedsam_pipeline.pipeline.plans_file import planned_dataset
 
-    folders = data_folders()
-    if notice := folders.notice():
-        print(notice)
-    preprocessed = choose_planned(folders.preprocessed, arguments.d, arguments.p)
-    print(f"dataset {preprocessed.name}")
+    folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     find_best_configuration(
         preprocessed,
         folders.raw,

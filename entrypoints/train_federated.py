@@ -10,8 +10,7 @@ from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.strategy_settings import STRATEGIES
 from fedsam_pipeline.federation.weighting import WEIGHTINGS
-from fedsam_pipeline.paths import data_folders
-from fedsam_pipeline.pipeline.plans_file import choose_planned
+from fedsam_pipeline.pipeline.plans_file import planned_dataset
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.pipeline.train_table import result_table
@@ -106,11 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _body(arguments: argparse.Namespace) -> None:
-    folders = data_folders()
-    if notice := folders.notice():
-        print(notice)
-    preprocessed = choose_planned(folders.preprocessed, arguments.d, arguments.p)
-    print(f"dataset {preprocessed.name}")
+    folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     request = TrainRequest(
         recipe=arguments.r,
         plans_name=arguments.p,

@@ -1,6 +1,7 @@
 """Reading and writing small files so that nothing half-written is ever left behind."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import secrets
 import shutil
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,35 @@ def read_toml(path: Path, *, what: str, fix: str) -> dict[str, Any]:
         raise FedsamError(f"{what} cannot be read", path=path, found=str(error), fix=fix) from error
     except tomllib.TOMLDecodeError as error:
         raise FedsamError(f"{what} is not TOML", path=path, found=str(error), fix="mend the file") from error
+
+
+@contextmanager
+def locked_folder(folder: Path, busy: str | None = None, *, fix: str = "wait for it, and repeat the command") -> Iterator[None]:
+    """Keeps other processes out of a folder that is there; the lock ends with this process, however it ends.
+
+    Args:
+        folder: holds the lock, an empty file ``.lock``.
+        busy: what is wrong when another process holds it; ``None`` waits for that process.
+        fix: what the user should do then.
+
+    Raises:
+        FedsamError: another process holds the lock, the folder cannot be written to, or its file system has no locks.
+    """
+    with ExitStack() as held:
+        try:
+            stream = held.enter_context(open(folder / ".lock", "w"))
+            fcntl.flock(stream, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FedsamError(str(busy), path=folder, found=str(error), fix=fix) from error
+        except OSError as error:
+            raise FedsamError(
+                "a folder cannot be locked",
+                path=folder,
+                found=str(error),
+                expected="a folder that this user may write to, on a file system with locks",
+                fix="work in such a folder; what is there can be copied to it",
+            ) from error
+        yield
 
 
 def sha256_file(path: Path) -> str:

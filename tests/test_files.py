@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.files import atomic_folder, atomic_path, make_folder, read_json, sha256_file, write_bytes, write_json, write_text
+from fedsam_pipeline.files import (
+    atomic_folder,
+    atomic_path,
+    locked_folder,
+    make_folder,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -151,3 +161,17 @@ def test_json_that_no_parser_takes_is_an_error_of_ours(tmp_path: Path, text: str
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(FedsamError, match="cannot be read as JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_locked_folder_is_busy_until_it_is_left(tmp_path: Path) -> None:
+    second = locked_folder(tmp_path, "somebody is here", fix="come back")
+    with locked_folder(tmp_path), pytest.raises(FedsamError, match=r"somebody is here[\s\S]*fix: *come back"), second:
+        pytest.fail("two are in")
+    with locked_folder(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(FedsamError, match=r"a folder cannot be locked[\s\S]*a folder that this user may write to"), locked_folder(tmp_path):
+        pytest.fail("nothing was locked")

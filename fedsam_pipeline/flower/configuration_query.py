@@ -16,10 +16,9 @@ from fedsam_pipeline.evaluation.dice_sums import DiceSums
 from fedsam_pipeline.flower.client_app import AgreementBroken, SiteProcess, answer_safely
 from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_CONFIGURATIONS, SUMS
+from fedsam_pipeline.flower.told_sums import AnswerRefused, answering_site, told_sums
 
 log = logging.getLogger(__name__)
-MAX_ANSWER = 1 << 20
-"""characters of an answer"""
 CONFIGURATIONS, QUERY_ID = "configurations", "query_id"
 
 
@@ -49,10 +48,6 @@ class Question:
     configurations: tuple[str, ...]
     class_names: tuple[str, ...]
     most_cases: Mapping[str, int]
-
-
-class AnswerRefused(ValueError):
-    """An answer that cannot be taken."""
 
 
 def make_query_app(find_task: Callable[[Context], ConfigurationTask]) -> ClientApp:
@@ -89,8 +84,7 @@ def ask_sites(grid: Grid, question: Question, stop: threading.Event) -> tuple[di
     Raises:
         RunStopped: someone asked to stop.
     """
-    query_id = secrets.token_hex(8)
-    asked = ConfigRecord({CONFIGURATIONS: json.dumps(list(question.configurations)), QUERY_ID: query_id})
+    asked = ConfigRecord({CONFIGURATIONS: json.dumps(list(question.configurations)), QUERY_ID: secrets.token_hex(8)})
     nodes = wait_for_nodes(grid, len(question.most_cases), stop)
     messages = [Message(RecordDict({CONFIG: asked}), dst_node_id=node, message_type=QUERY_CONFIGURATIONS) for node in nodes]
     found: dict[str, DiceSums] = {}
@@ -98,37 +92,16 @@ def ask_sites(grid: Grid, question: Question, stop: threading.Event) -> tuple[di
     for message in answers(grid, messages, None, stop):
         site = f"node {message.metadata.src_node_id}"
         try:
-            site = _site_of(message, question, found)
-            found[site] = _read(message.content.config_records[CONFIG], question, site, query_id)
+            site = answering_site(message, question.most_cases, found)
+            found[site] = _read(message, site, asked, question)
         except AnswerRefused as error:
             log.warning("the answer of %s was refused: %s", site, error)
             refused[site] = str(error)
     return {site: found[site] for site in sorted(found)}, refused
 
 
-def _site_of(message: Message, question: Question, found: Mapping[str, DiceSums]) -> str:
-    if message.has_error():
-        raise AnswerRefused(f"its process failed (Flower error {message.error.code})")
-    site = str(message.content.config_records.get(CONFIG, ConfigRecord()).get("site"))
-    if site not in question.most_cases:
-        raise AnswerRefused(f"there is no site {site!r:.40}")
-    if site in found:
-        raise AnswerRefused(f"two nodes answer for {site}")
-    return site
-
-
-def _read(config: ConfigRecord, question: Question, site: str, query_id: str) -> DiceSums:
-    if "failure" in config:
-        raise AnswerRefused(f"it reports {config['failure']!s:.40}, id {config.get('failure_id')!s:.16}: see its log, {site}/logs/site.log")
-    text = config.get(SUMS)
-    if config.get(QUERY_ID) != query_id:
-        raise AnswerRefused("it is for another question")
-    if not isinstance(text, str) or len(text) > MAX_ANSWER:
-        raise AnswerRefused(f"it comes without {SUMS}, or with too many")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AnswerRefused(f"it cannot be read ({type(error).__name__})") from error
+def _read(message: Message, site: str, asked: ConfigRecord, question: Question) -> DiceSums:
+    value = told_sums(message, site, asked, (QUERY_ID,), "question")
     try:
         return DiceSums.from_answer(
             value, configurations=question.configurations, names=question.class_names, most_cases=question.most_cases[site]

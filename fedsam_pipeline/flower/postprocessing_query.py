@@ -11,19 +11,14 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsam_pipeline.flower.exchange import answers
-from fedsam_pipeline.flower.messages import CANDIDATES, CONFIG, DECIDED, QUERY_POSTPROCESSING, SUMS, message_bytes
+from fedsam_pipeline.flower.messages import CANDIDATES, CONFIG, DECIDED, QUERY_POSTPROCESSING, message_bytes
 from fedsam_pipeline.flower.replies import ANSWERED_KEYS
 from fedsam_pipeline.flower.round_loop import RoundPlan
+from fedsam_pipeline.flower.told_sums import AnswerRefused, answering_site, told_sums
 from fedsam_pipeline.postprocessing.deltas import DeltaSums, add_sums
 from fedsam_pipeline.specs.postprocessing import MaskRule
 
 log = logging.getLogger(__name__)
-MAX_ANSWER = 1 << 20
-"""characters of an answer"""
-
-
-class AnswerRefused(ValueError):
-    """An answer that cannot be taken."""
 
 
 class PostprocessingQuery:
@@ -78,9 +73,9 @@ class PostprocessingQuery:
             silent.discard(node)
             site = f"node {node}"
             try:
-                site = self._site_of(message, taken=found)
+                site = answering_site(message, self._most_cases, {*found, *self.refused})
                 sites[site] = {"down": _traffic(bytes_down), "up": _traffic(message_bytes(message.content))}
-                found[site] = self._read(message.content.config_records[CONFIG], config, site, len(candidates))
+                found[site] = self._read(message, config, site, len(candidates))
             except AnswerRefused as error:
                 self._leave_out(node, site, str(error))
         for node in sorted(silent):
@@ -102,32 +97,9 @@ class PostprocessingQuery:
         self.refused[site] = reason
         self._nodes.remove(node)
 
-    def _site_of(self, message: Message, taken: Mapping[str, DeltaSums]) -> str:
-        """Who answers."""
-        if message.has_error():
-            raise AnswerRefused(f"its process failed (Flower error {message.error.code})")
-        site = str(message.content.config_records.get(CONFIG, ConfigRecord()).get("site"))
-        if site not in self._most_cases:
-            raise AnswerRefused(f"there is no site {site!r:.40}")
-        if site in taken or site in self.refused:
-            raise AnswerRefused(f"two nodes answer for {site}")
-        return site
-
-    def _read(self, config: ConfigRecord, sent: ConfigRecord, site: str, candidates: int) -> DeltaSums:
+    def _read(self, message: Message, sent: ConfigRecord, site: str, candidates: int) -> DeltaSums:
         """What it says."""
-        if "failure" in config:
-            raise AnswerRefused(
-                f"it reports {config['failure']!s:.40}, id {config.get('failure_id')!s:.16}: see sites/{site}/logs/site.log"
-            )
-        if any(config.get(key) != sent[key] for key in ANSWERED_KEYS):
-            raise AnswerRefused("it is for another run or round")
-        text = config.get(SUMS)
-        if not isinstance(text, str) or len(text) > MAX_ANSWER:
-            raise AnswerRefused(f"it comes without {SUMS}, or with too many")
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise AnswerRefused(f"it cannot be read ({type(error).__name__})") from error
+        value = told_sums(message, site, sent, ANSWERED_KEYS, "run or round")
         try:
             return DeltaSums.from_answer(value, names=self._plan.class_names, candidates=candidates, most_cases=self._most_cases[site])
         except ValueError as error:

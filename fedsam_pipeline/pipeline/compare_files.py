@@ -95,8 +95,8 @@ def comparison_markdown(record: Mapping[str, Any]) -> str:
                 f"First: {record['reference']}. Best: the highest mean Dice of those that exchange updates (of all, if none does), so "
                 "chosen on these very cases.",
                 "MB: 10^6 bytes of Flower messages as measured, all sites together; leave_one_site_out: mean of its runs. "
-                "First / this: so many times fewer bytes a round than the first. In all: both directions, every round and the last "
-                "evaluation. Nothing travels under local; centralized moves the images.",
+                "First / this: so many times fewer bytes a round than the first. In all: both directions, every round and what "
+                "is asked after the last. Nothing travels under local; centralized moves the images.",
                 "Minutes: training, all runs of a seed one after the other. GiB: peak of the largest worker process.",
                 *record["notes"],
                 *(f"FAILED {failure['run']}: {' '.join(failure['reason'].split())}" for failure in record["failures"]),

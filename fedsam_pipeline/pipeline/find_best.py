@@ -15,17 +15,17 @@ from fedsam_pipeline.dataset.raw import load_raw_dataset
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.dice_sums import ConfigurationDice, DiceSums, federated_dice
 from fedsam_pipeline.evaluation.metrics import RULE
-from fedsam_pipeline.files import make_folder, write_json, write_text
+from fedsam_pipeline.files import locked_folder, make_folder, write_json, write_text
 from fedsam_pipeline.flower.configuration_query import Question, ask_sites, make_query_app
 from fedsam_pipeline.flower.simulation import Grid, simulate_app
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.pipeline.configurations import Candidate, Configuration, configurations, find_candidates
 from fedsam_pipeline.pipeline.site_configurations import SiteSelection
-from fedsam_pipeline.pipeline.train import locked_folder
 
 log = logging.getLogger(__name__)
 FOLDER, RESULT_FILE, COMMAND_FILE = "best_configuration", "best_configuration.json", "predict_command.txt"
+BUSY = "another process compares configurations of this dataset"
 NO_CASES = "too few validation cases for the privacy floor"
 
 
@@ -71,7 +71,7 @@ def find_best_configuration(
     dataset = load_raw_dataset(raw / preprocessed.name)
     folder = results / preprocessed.name / FOLDER
     make_folder(folder)
-    with log_file(folder / "logs", "fedsam_find_best_configuration"), logging_redirect_tqdm(), locked_folder(folder):
+    with log_file(folder / "logs", "fedsam_find_best_configuration"), logging_redirect_tqdm(), locked_folder(folder, BUSY):
         tasks = _tasks(candidates, chosen, dataset.folder, folder, floor, device, workers)
         question = Question(
             tuple(each.name for each in chosen),

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.plan_rules import BASE_MODEL_RULES
 from fedsam_pipeline.model.registry import base_model_spec
-from fedsam_pipeline.paths import choose_dataset, dataset_id, list_datasets
+from fedsam_pipeline.paths import DataFolders, choose_dataset, data_folders, dataset_id, list_datasets
 from fedsam_pipeline.planning.geometry_rules import triplanar
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.table import planned_values
@@ -42,6 +42,19 @@ def choose_planned(root: Path, identifier: str | None, name: str) -> Path:
             fix=f"give another name to -p, or make the plan: {command} -d {dataset_id(folder.name)} -p {name}",
         )
     return folder
+
+
+def planned_dataset(identifier: str | None, name: str) -> tuple[DataFolders, Path]:
+    """The data folders, and the preprocessed one of the dataset that a command works on; says on its first lines which they are.
+
+    Arguments and errors as of :func:`choose_planned`.
+    """
+    folders = data_folders()
+    if notice := folders.notice():
+        print(notice)
+    preprocessed = choose_planned(folders.preprocessed, identifier, name)
+    print(f"dataset {preprocessed.name}")
+    return folders, preprocessed
 
 
 def load_plans(path: Path, *, fix: str, labels: Mapping[str, int] | None = None, channel_names: Sequence[str] | None = None) -> Plans:

@@ -1,14 +1,11 @@
 """The quality control of a prediction on disk: a small file a case, and the tables that are made of them."""
 
 import csv
-import fcntl
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.files import make_folder, write_text
+from fedsam_pipeline.files import locked_folder, make_folder, write_text
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.report.quality_page import quality_page
 from fedsam_pipeline.specs.quality import QualityRow, QualityTable, lowest, worst_first
@@ -41,7 +38,8 @@ def write_tables(folder: Path) -> QualityTable:
     Raises:
         FedsamError: a row is broken, or the folder cannot be written to.
     """
-    with _alone(folder / FOLDER):
+    make_folder(folder / FOLDER)
+    with locked_folder(folder / FOLDER):
         paths = sorted(path for path in (folder / FOLDER).glob("*.json") if not path.name.startswith("."))  # those are being written
         rows = [QualityRow.load(path, fix="delete it, and predict that case again") for path in paths]
         rows = sorted((row for row in rows if (folder / row.mask).is_file()), key=worst_first)
@@ -85,25 +83,3 @@ def quality_csv(rows: Sequence[QualityRow]) -> str:
 def _names(rows: Sequence[QualityRow], field: str) -> list[str]:
     """The channels or classes of any row, in their order."""
     return list(dict.fromkeys(name for row in rows for name in getattr(row, field)))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from making tables meanwhile; the lock ends with this process, however it ends.
-
-    Raises:
-        FedsamError: the folder cannot be written to, or its file system has no locks.
-    """
-    make_folder(folder)
-    with ExitStack() as held:
-        try:
-            fcntl.flock(held.enter_context(open(folder / ".lock", "w")), fcntl.LOCK_EX)
-        except OSError as error:
-            raise FedsamError(
-                "the tables of quality control cannot be locked",
-                path=folder / ".lock",
-                found=str(error),
-                expected="a folder that this user may write to, on a file system with locks",
-                fix="the masks are written; copy them and qc/ to such a folder, and repeat the command with --continue_prediction",
-            ) from error
-        yield

@@ -1,13 +1,11 @@
 """fedsam_train_federated: runs federations, keeps their checkpoints and progress, writes the trained model."""
 
-import fcntl
 import json
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
-from fedsam_pipeline.files import make_folder, read_json, write_json, write_text
+from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.replies import SiteFailed
@@ -39,6 +37,7 @@ from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
 
 log = logging.getLogger(__name__)
+BUSY = "another process trains in this folder"
 USERS_CODES = {
     "training_diverged": "--overwrite with a lower --lr",
     "bad_input": "mend what that log names, then --c",
@@ -65,7 +64,7 @@ def _finished(run: "TrainingRun", request: TrainRequest) -> dict[str, Any]:
         return run.state
     print(f"run {run}", flush=True)
     make_folder(run.folder)
-    with log_file(run.folder / "logs", "train"), locked_folder(run.folder):
+    with log_file(run.folder / "logs", "train"), locked_folder(run.folder, BUSY, fix="wait for it, or stop it, then --c"):
         try:
             return run.execute()
         except SiteFailed as error:
@@ -74,23 +73,6 @@ def _finished(run: "TrainingRun", request: TrainRequest) -> dict[str, Any]:
             raise FedsamError(
                 "a site cannot go on", path=run.folder, found=str(error), expected="every site to answer", fix=USERS_CODES[error.code]
             ) from error
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Keeps a second process from training in the same folder; the lock ends with this process, however it ends.
-
-    Raises:
-        FedsamError: another process holds it.
-    """
-    with open(folder / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FedsamError(
-                "another process trains in this folder", path=folder, found=str(error), fix="wait for it, or stop it, then --c"
-            ) from error
-        yield
 
 
 class TrainingRun:

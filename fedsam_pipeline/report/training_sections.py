@@ -10,8 +10,8 @@ from fedsam_pipeline.report.style import svg_bytes
 from fedsam_pipeline.report.tradeoff import RunCost, run_cost_figure
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 
-TRAINING = "train.round"
-"""of the messages in ``communication.json``; the other kind asks for the scores of the last model"""
+TRAINING, POSTPROCESSING = "train.round", "query.postprocessing"
+"""of the messages in ``communication.json``; the third kind asks for the scores of the last model"""
 ONE_SITE = "Nothing travels under this protocol: one site trains, within one machine."
 
 
@@ -54,7 +54,7 @@ def tradeoff_section(files: RunFiles, others: Sequence[RunCost], left_out: Seque
     body += table("Finished runs, numbered as in the figure", ["run", "rounds", "Dice", "sent in all"], rows) if rows else ""
     how = "Line: this run on the way, on at most 8 cases of each site. " if path else ""
     alone = "Other runs have the same plan and the same cases." if others else "No other finished run of this plan and these cases is here."
-    body += note(f"{how}Finished runs: on the whole fold, with the message of the last evaluation. {alone} 1 MB is 10^6 bytes.")
+    body += note(f"{how}Finished runs: on the whole fold, with the messages after the last round. {alone} 1 MB is 10^6 bytes.")
     return Section(title, body + "".join(note(f"Left out: {each}") for each in left_out))
 
 
@@ -115,6 +115,8 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
             ["trained parameters that stay", f"{manifest.trained_parameters - manifest.federated_parameters:,}"],
             ["wire", files.recipe.aggregation.wire],
         ]
+        if asked := sum(entry["message"] == POSTPROCESSING for entry in files.traffic):
+            rows.append(["questions about postprocessing", f"{asked}: sums over a site's validation cases, of sites with enough of them"])
     if fingerprint is not None:
         floor = fingerprint.privacy_floor
         means = "nothing was coarsened" if floor == 1 else "every number of a fingerprint stands for at least so many patients of a site"

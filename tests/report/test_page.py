@@ -246,6 +246,15 @@ def test_one_site_alone_sends_nothing(tmp_path: Path) -> None:
     assert text.count("Nothing travels under this protocol") == 3 and "sent in all" not in text
 
 
+def test_questions_about_postprocessing_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    assert "questions about postprocessing" not in Reader(page_of(folder)).text
+    communication = read_json(folder / "communication.json")
+    asked = communication["rounds"][-1] | {"message": "query.postprocessing"}
+    write_json(folder / "communication.json", communication | {"rounds": [*communication["rounds"], asked, asked]})
+    assert "questions about postprocessing2: sums over a site's validation cases" in Reader(page_of(folder)).text
+
+
 def test_refused_updates_are_listed(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
