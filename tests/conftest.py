@@ -20,6 +20,15 @@ settings.load_profile("same_every_time")
 
 
 @pytest.fixture
+def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a user who starts: empty, and no variable names a data folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
 def weights() -> Path:
     """LiteMedSAM's real weights; the Makefile puts them into the cache before the tests run."""
     path = find_weights(base_model_spec("lite_medsam"))

@@ -18,13 +18,10 @@ Damage = Callable[[Path], None]
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folders(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder with no variable of ours set but the cache."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("fedsam_cache", str(tmp_path / "cache"))
-    return tmp_path
+    monkeypatch.setenv("fedsam_cache", str(users_folder / "cache"))
+    return users_folder
 
 
 def raw_dataset() -> Path:

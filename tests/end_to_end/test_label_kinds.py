@@ -1,25 +1,20 @@
 """The commands on masks that are not plain: a site that annotated one class only, ignored voxels, regions.
 
-The sites are Flower apps in this process (no Ray), which takes seconds; what they share is what the simulation gives them.
+The sites are Flower apps in this process (no Ray).
 """
 
 import json
-import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.serverapp import Grid
 
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.dataset.volume import read_labels, write_labels
 from fedsam_pipeline.entrypoints import evaluate, plan_and_preprocess, predict, train_federated
 from fedsam_pipeline.flower.site_worker import SiteSetup
-from fedsam_pipeline.pipeline import train
 from fedsam_pipeline.preprocessing.store import CaseStore
-from tests.flower.grids import DirectGrid
 
 RAW = Path("fedsam_data/raw/Dataset001_Demo")
 PREPROCESSED = Path("fedsam_data/preprocessed/Dataset001_Demo")
@@ -27,25 +22,15 @@ FOLD = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated_
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SiteSetup]:
+def trained(sites_in_process: list[SiteSetup]) -> list[SiteSetup]:
     """The tiny cohort, with regions, ignored voxels and a site without nodules, planned, trained for a round, predicted and scored."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
-    served: list[SiteSetup] = []
-
-    def simulate(setups: Sequence[SiteSetup], serve: Callable[[Grid, threading.Event], None], *, workers: int) -> None:
-        served.extend(setups)
-        serve(DirectGrid(setups), threading.Event())
-
-    monkeypatch.setattr(train, "simulate", simulate)
     relabel()
     assert plan_and_preprocess.main(["-d", "1", "-m", "tiny_random", "-np", "1"]) == 0
     shorten(PREPROCESSED / "plans.json")
     assert train_federated.main(["--rounds", "2", "--local_steps", "1", "--val_every", "1"]) == 0
     assert predict.main(["-i", str(RAW / "imagesTs"), "-o", "masks"]) == 0
     assert evaluate.main([str(RAW), "masks"]) == 0
-    return served
+    return sites_in_process
 
 
 def relabel() -> None:

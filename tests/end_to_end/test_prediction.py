@@ -78,10 +78,7 @@ def plain_answer(path: Path, fold_folders: Sequence[Path], mirrored: Sequence[tu
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
+def _here(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsam_pipeline.pipeline.segmenter.autocast_dtype", lambda _device: None)  # to compare with the plain answer
 
 

@@ -1,39 +1,23 @@
 """The commands on datasets of fewer cases than folds: one to four cases, at one site or two.
 
-The sites are Flower apps in this process (no Ray), as in ``test_label_kinds``.
+The sites are Flower apps in this process (no Ray).
 """
 
 import json
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.serverapp import Grid
 
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.dataset.volume import read_labels
 from fedsam_pipeline.entrypoints import plan_and_preprocess, predict, train_federated
-from fedsam_pipeline.flower.site_worker import SiteSetup
-from fedsam_pipeline.pipeline import train
-from tests.flower.grids import DirectGrid
 
 RAW = Path("fedsam_data/raw/Dataset001_Demo")
 PREPROCESSED = Path("fedsam_data/preprocessed/Dataset001_Demo")
 RUN = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__fedavg-int4__seed0")
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
-
-    def simulate(setups: Sequence[SiteSetup], serve: Callable[[Grid, threading.Event], None], *, workers: int) -> None:
-        serve(DirectGrid(setups), threading.Event())
-
-    monkeypatch.setattr(train, "simulate", simulate)
+pytestmark = pytest.mark.usefixtures("sites_in_process")
 
 
 def load(path: Path) -> Any:

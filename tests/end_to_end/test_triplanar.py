@@ -1,19 +1,16 @@
 """``-c triplanar`` from the plan to masks on a machine that has only the bundle.
 
-The sites are Flower apps in this process (no Ray), as in ``test_label_kinds``.
+The sites are Flower apps in this process (no Ray).
 """
 
 import json
 import shutil
-import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.serverapp import Grid
 
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.dataset.volume import read_image, read_labels
@@ -24,10 +21,8 @@ from fedsam_pipeline.inference.probabilities import open_probabilities
 from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.trained_files import read_adapter, write_adapter
-from fedsam_pipeline.pipeline import train
 from fedsam_pipeline.preprocessing.preprocess import preprocess_image
 from fedsam_pipeline.preprocessing.views import views
-from tests.flower.grids import DirectGrid
 
 RAW = Path("fedsam_data/raw/Dataset001_Demo")
 RESULTS = Path("fedsam_data/results/Dataset001_Demo")
@@ -36,15 +31,7 @@ TRAIN = ["-d", "1", "-r", "flap_sam", "-c", "triplanar", "--rounds", "1", "--loc
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
-
-    def simulate(setups: Sequence[SiteSetup], serve: Callable[[Grid, threading.Event], None], *, workers: int) -> None:
-        serve(DirectGrid(setups), threading.Event())
-
-    monkeypatch.setattr(train, "simulate", simulate)
+def _exact(sites_in_process: list[SiteSetup], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsam_pipeline.pipeline.segmenter.autocast_dtype", lambda _device: None)  # to compare with the plain answer
 
 

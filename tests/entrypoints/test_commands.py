@@ -66,12 +66,7 @@ RUN = Path("fedsam_data/results/Dataset001_Demo/default__plans__main/federated__
 
 Main = Callable[[Sequence[str] | None], int]
 
-
-@pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("users_folder")
 
 
 def main_of(script: str) -> Main:

@@ -7,12 +7,7 @@ import pytest
 from fedsam_pipeline.dataset.raw import load_raw_dataset
 from fedsam_pipeline.entrypoints.make_demo_dataset import main
 
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("users_folder")
 
 
 def test_in_an_empty_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,18 +25,12 @@ from tests.inference.coverage_for_tests import make_coverage
 from tests.pipeline.model_bundles import RESULTS, Members, files_below, make_bundle, members_of, refused, rewritten
 from tests.pipeline.trained_runs import RUN, SECRETS, write_fold
 
+pytestmark = pytest.mark.usefixtures("users_folder")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine: an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_bundle_comes_back_as_it_went(made: Path) -> None:

@@ -20,18 +20,12 @@ from fedsam_pipeline.pipeline.import_model import import_model
 from tests.pipeline.model_bundles import Members, files_below, make_bundle, members_of, refused, rewritten
 from tests.pipeline.trained_runs import RUN, write_fold
 
+pytestmark = pytest.mark.usefixtures("users_folder")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine: an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_model_that_exists_is_not_overwritten(made: Path) -> None:

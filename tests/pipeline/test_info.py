@@ -23,11 +23,8 @@ DATA = Path("fedsam_data")
 
 
 @pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _own_cache(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("fedsam_cache", "cache")
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def everything() -> None:

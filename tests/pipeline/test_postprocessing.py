@@ -56,13 +56,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
+def _here(trained: Path, users_folder: Path) -> None:
     for path in trained.rglob("*"):
         if path.is_file():
-            target = tmp_path / path.relative_to(trained)
+            target = users_folder / path.relative_to(trained)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(path)
 

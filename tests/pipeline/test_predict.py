@@ -63,12 +63,9 @@ class ThresholdFolds:
 
 
 @pytest.fixture(autouse=True)
-def _fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _fake_model(monkeypatch: pytest.MonkeyPatch, users_folder: Path) -> None:
     monkeypatch.setattr(segmenter_module, "FoldModels", ThresholdFolds)
     monkeypatch.setattr(segmenter_module, "autocast_dtype", lambda _device: None)
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def _plans(**changes: object) -> Plans:

@@ -28,6 +28,8 @@ TURNED = (0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
 GEOMETRY = Geometry((7, 40, 33), (2.0, 1.0, 0.9), (5.0, -30.0, 12.0), TURNED)
 PAGE = Path(__file__).parents[2] / "docs" / "predict.md"
 
+pytestmark = pytest.mark.usefixtures("users_folder")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,13 +38,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for fold in (0, 1):
         write_fold(folder / f"fold_{fold}", seed=fold, plans=make_tiny_plans(prompts=PromptPlan(mode="box", jitter_mm=1.0, dropout=0.5)))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("fedsam_raw", "fedsam_preprocessed", "fedsam_results"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def _write(path: str, seed: int = 0) -> np.ndarray:
