@@ -11,6 +11,7 @@ from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.strategy_settings import STRATEGIES
 from fedsam_pipeline.federation.weighting import WEIGHTINGS
 from fedsam_pipeline.pipeline.plans_file import planned_dataset
+from fedsam_pipeline.pipeline.run_timing import process_started
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.pipeline.train_table import result_table
@@ -131,7 +132,8 @@ def _body(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    print(result_table(train_all(run_setups(preprocessed, folders.results, request), request)))
+    setups = run_setups(preprocessed, folders.results, request)
+    print(result_table(train_all(setups, request, started=process_started())))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
