@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 MAX_CASES_MID_RUN = 8
 """Validation cases a site scores between rounds; after the last round it scores all"""
 
-FindSetup = Callable[[Context], SiteSetup]
+FindSetup = Callable[[Context, RecordDict], SiteSetup]
 
 
 class AgreementBroken(ValueError):
@@ -91,7 +91,8 @@ UNKNOWN_SITE = "unknown"
 
 
 def make_client_app(find_setup: FindSetup) -> ClientApp:
-    """A ClientApp whose site is found from Flower's context (a partition in simulation, the node's configuration at a hospital)."""
+    """A ClientApp whose site is found from Flower's context (a partition in simulation, the node's configuration at a hospital) and, at a
+    hospital, from the run that the message names."""
     app = ClientApp()
 
     @app.train("round")
@@ -110,12 +111,12 @@ def make_client_app(find_setup: FindSetup) -> ClientApp:
 
 
 def answer_safely(
-    message: Message, context: Context, find_setup: Callable[[Context], S], handler: Callable[[RecordDict, S], RecordDict]
+    message: Message, context: Context, find_setup: Callable[[Context, RecordDict], S], handler: Callable[[RecordDict, S], RecordDict]
 ) -> Message:
     """Runs a handler; whatever goes wrong stays in the site's log, and a code with an opaque id goes back."""
     site = UNKNOWN_SITE
     try:
-        setup = find_setup(context)
+        setup = find_setup(context, message.content)
         site = setup.site
         torch.set_num_threads(setup.num_threads)
         keep_freed_memory()

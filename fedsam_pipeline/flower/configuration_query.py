@@ -50,7 +50,7 @@ class Question:
     most_cases: Mapping[str, int]
 
 
-def make_query_app(find_task: Callable[[Context], ConfigurationTask]) -> ClientApp:
+def make_query_app(find_task: Callable[[Context, RecordDict], ConfigurationTask]) -> ClientApp:
     """A ClientApp that answers this question alone."""
     app = ClientApp()
 

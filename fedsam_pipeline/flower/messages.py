@@ -9,6 +9,7 @@ from torch import Tensor
 from fedsam_pipeline.federation.updates import UpdateRefused
 
 TRAIN_ROUND, EVALUATE_FOLD = "train.round", "evaluate.fold"
+QUERY_FINGERPRINT, QUERY_PLAN = "query.fingerprint", "query.plan"
 QUERY_CONFIGURATIONS, QUERY_POSTPROCESSING = "query.configurations", "query.postprocessing"
 PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
 NUM_EXAMPLES = "num_examples"

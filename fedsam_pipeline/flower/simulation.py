@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid as Grid  # for those who write a server's part without knowing Flower
 from flwr.serverapp import ServerApp
@@ -41,7 +41,7 @@ def simulate(setups: Sequence[SiteSetup], server: Callable[[Grid, threading.Even
 
 def simulate_app(
     setups: Sequence[S],
-    make_app: Callable[[Callable[[Context], S]], ClientApp],
+    make_app: Callable[[Callable[[Context, RecordDict], S]], ClientApp],
     server: Callable[[Grid, threading.Event], None],
     *,
     workers: int,
@@ -67,7 +67,8 @@ def simulate_app(
         except BaseException as error:  # kept whole; Flower would log and wrap it
             failures.append(error)
 
-    def find_setup(context: Context) -> S:
+    def find_setup(context: Context, content: RecordDict) -> S:
+        del content
         return ordered[int(context.node_config["partition-id"])]
 
     gpus = torch.cuda.device_count() if ordered[0].device == "cuda" else 0

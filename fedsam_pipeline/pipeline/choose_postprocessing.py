@@ -29,15 +29,15 @@ def choose_postprocessing(
     Raises:
         RunStopped: someone asked the run to stop.
     """
-    labels = setup.sites[0].labels
+    labels = setup.labels
     query = PostprocessingQuery(grid, plan, setup.validated, stop, clock)
     steps, decisions = choose(
         questions(labels.classes, labels.scored, setup.candidate_volumes.volumes), query.ask, labels.classes, labels.scored
     )
     for decision in decisions:
         log.info("postprocessing: %s", _line(decision))
-    quiet = len(setup.sites) - len(query.told)
-    choice = f"chosen from {len(query.told)} of {len(setup.sites)} sites" if decisions else "not chosen: no site told anything"
+    quiet = len(setup.site_names) - len(query.told)
+    choice = f"chosen from {len(query.told)} of {len(setup.site_names)} sites" if decisions else "not chosen: no site told anything"
     if quiet:
         choice += f"; {quiet} told nothing: fewer patients in validation than its privacy floor, or refused"
     log.info("postprocessing: %s; applied: %s", choice, ", ".join(map(str, steps)) or "nothing")

@@ -11,6 +11,8 @@ from fedsam_pipeline.planning.merge import merge_fingerprints
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR, Released, release
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 
+FOLDER = "fingerprints"
+
 
 def write_fingerprints(dataset: RawDataset, measured: Mapping[str, SiteMeasures], privacy_floor: int | None, folder: Path) -> Fingerprint:
     """Writes what leaves each site to ``fingerprints/SITE.json``, and the merged ``fingerprint.json``; says what is held back.
@@ -36,11 +38,30 @@ def write_fingerprints(dataset: RawDataset, measured: Mapping[str, SiteMeasures]
             expected=f"a site with {_floor(privacy_floor, measured)} cases, of as many patients",
             fix="add cases; or, where all the data are your own and nothing leaves the building: --privacy_floor 1",
         )
-    _save(released, folder / "fingerprints")
+    _save(released, folder / FOLDER)
     _say_what_is_held_back(released)
     merged = merge_fingerprints(fingerprints)
     merged.save(folder / "fingerprint.json")
     return merged
+
+
+def release_site(dataset: RawDataset, measured: SiteMeasures, privacy_floor: int | None, folder: Path) -> Path:
+    """Writes what leaves the only site of a dataset that takes part in a federation; says what is held back.
+
+    Args:
+        dataset: of this site.
+        measured: all its cases.
+        privacy_floor: patients that every number stands for; ``None``: ``DEFAULT_FLOOR``.
+        folder: the preprocessed dataset.
+
+    Returns:
+        ``fingerprints/SITE.json``.
+    """
+    (site,) = dataset.sites
+    released = {site: release(measured, privacy_floor or DEFAULT_FLOOR, cases_a_patient=_cases_a_patient(dataset, site))}
+    _save(released, folder / FOLDER)
+    _say_what_is_held_back(released)
+    return folder / FOLDER / f"{site}.json"
 
 
 def show_fingerprints(dataset: RawDataset, measured: Mapping[str, SiteMeasures], privacy_floor: int | None, folder: Path) -> None:

@@ -94,7 +94,7 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
     if splits_file.exists():
         load_splits(splits_file, dataset.cases, dataset.patients)  # before the long work: splits that do not fit are the user's to mend
     with log_file(folder / "logs", COMMAND) as log_path, CaseWorkers(num_processes) as workers:
-        measured = _measure(dataset, folder, workers, verify=request.verify)
+        measured = measure(dataset, folder, workers, verify=request.verify)
         if request.dry_run:
             show_fingerprints(dataset, measured, request.privacy_floor, folder)
             return EXIT_DONE
@@ -104,7 +104,7 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
             check_target_spacing(fingerprint, request.target_spacing)
         made = make_plan(fingerprint, spec, plans_name=request.plans_name, target_spacing=request.target_spacing)
         plans = _kept_or_made(folder, made, unedited, spacing_chosen=request.target_spacing is not None)
-        write_json(folder / "dataset.json", _dataset_json(dataset))
+        write_json(folder / "dataset.json", dataset_json(dataset))
         if not splits_file.exists():
             write_json(splits_file, make_splits(dataset.sites, dataset.patients))
         table = plan_table(plans, shutil.get_terminal_size((140, 24)).columns)
@@ -117,7 +117,7 @@ def plan_and_preprocess(raw: Path, preprocessed_root: Path, request: PlanRequest
         if request.clean:
             gone = clean_stores(folder, plans)
             print(f"--clean deleted {', '.join(store.name for store in gone) or 'nothing: no store was there'}")
-        outcome = _fill_store(dataset, plans, folder, workers)
+        outcome = fill_store(dataset, plans, folder, workers)
         _print_outcome(outcome, dataset, request, log_path)
     return EXIT_SOME_FAILED if outcome.failed else EXIT_DONE
 
@@ -144,7 +144,7 @@ def _check_existing_plan(folder: Path, dataset: RawDataset, name: str) -> None:
     """Refuses a plan on disk that was edited into something impossible, before the long work."""
     path, before = folder / f"{name}.json", folder / "dataset.json"
     if path.exists():
-        same = before.exists() and read_json(before, fix=f"delete {before.name}; it is written again") == _dataset_json(dataset)
+        same = before.exists() and read_json(before, fix=f"delete {before.name}; it is written again") == dataset_json(dataset)
         load_plans(path, fix=MEND_PLAN, labels=dataset.labels if same else None, channel_names=dataset.channel_names if same else None)
 
 
@@ -178,7 +178,7 @@ def _kept_or_made(folder: Path, made: Plans, unedited: Plans | None, *, spacing_
     return made
 
 
-def _measure(dataset: RawDataset, folder: Path, workers: CaseWorkers, *, verify: bool) -> dict[str, SiteMeasures]:
+def measure(dataset: RawDataset, folder: Path, workers: CaseWorkers, *, verify: bool) -> dict[str, SiteMeasures]:
     """Verifies and measures all cases, by site; writes ``integrity.json``."""
     verified = verify_dataset(dataset, folder, workers) if verify else None
     measured = {site: SiteMeasures(dataset.name, dataset.labels, dataset.channel_names) for site in dataset.sites}
@@ -195,7 +195,7 @@ def _measure(dataset: RawDataset, folder: Path, workers: CaseWorkers, *, verify:
     return measured
 
 
-def _dataset_json(dataset: RawDataset) -> dict[str, Any]:
+def dataset_json(dataset: RawDataset) -> dict[str, Any]:
     """``dataset.json`` as later stages read it: the raw one, with labels, channels and sites spelled out."""
     content: dict[str, Any] = read_json(dataset.folder / "dataset.json")
     content.pop("dataset", None)  # paths of raw files: no later stage reads them
@@ -208,7 +208,7 @@ def _dataset_json(dataset: RawDataset) -> dict[str, Any]:
     }
 
 
-def _fill_store(dataset: RawDataset, plans: Plans, folder: Path, workers: CaseWorkers) -> StoreOutcome:
+def fill_store(dataset: RawDataset, plans: Plans, folder: Path, workers: CaseWorkers) -> StoreOutcome:
     """Preprocesses all cases that the store lacks; a case that fails leaves the others unharmed."""
     outcome = StoreOutcome(store_folder(folder, plans))
     work = partial(store_case, dataset, plans=plans, folder=outcome.folder)

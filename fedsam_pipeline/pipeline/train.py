@@ -39,6 +39,7 @@ from fedsam_pipeline.specs.manifest import Manifest
 
 log = logging.getLogger(__name__)
 BUSY = "another process trains in this folder"
+Connect = Callable[[Callable[[Grid, threading.Event], None]], None]
 USERS_CODES = {
     "training_diverged": "--overwrite with a lower --lr",
     "bad_input": "mend what that log names, then --c",
@@ -61,10 +62,10 @@ def train_all(setups: Sequence[RunSetup], request: TrainRequest, *, started: flo
         SiteFailed: a site did not give a usable answer, for a reason that is not the user's.
     """
     runs = [TrainingRun(setup, request) for setup in setups]
-    return [_finished(run, request, started if number == 0 else None) for number, run in enumerate(runs)]
+    return [finished(run, request, started if number == 0 else None) for number, run in enumerate(runs)]
 
 
-def _finished(run: "TrainingRun", request: TrainRequest, started: float | None) -> dict[str, Any]:
+def finished(run: "TrainingRun", request: TrainRequest, started: float | None) -> dict[str, Any]:
     if run.finished and request.resume:
         log.info("already finished: %s", run.folder)
         return run.state
@@ -84,17 +85,19 @@ def _finished(run: "TrainingRun", request: TrainRequest, started: float | None) 
 class TrainingRun:
     """One run on disk: ``run.json``, ``progress.jsonl``, ``communication.json``, checkpoints, the trained model."""
 
-    def __init__(self, setup: RunSetup, request: TrainRequest) -> None:
+    def __init__(self, setup: RunSetup, request: TrainRequest, connect: Connect | None = None) -> None:
+        """``connect`` runs the server's part against the sites; ``None``: they are simulated on this machine."""
         self._setup, self._folder, self._request = setup, setup.folder, request
+        self._connect = connect or (lambda serve: simulate(setup.sites, serve, workers=setup.workers))
         self._checkpoints = CheckpointSeries(setup.folder / "checkpoints", "round_")
-        self._names = tuple(setup.sites[0].labels.scored)
+        self._names = tuple(setup.labels.scored)
         earlier = self._earlier()
         self._continues = earlier is not None
         self.state = earlier or self._new_state()
 
     def __str__(self) -> str:
         schedule = self._setup.schedule
-        return f"{self._folder}: {len(self._setup.sites)} site(s), {schedule.rounds} rounds of {schedule.local_steps} steps"
+        return f"{self._folder}: {len(self._setup.site_names)} site(s), {schedule.rounds} rounds of {schedule.local_steps} steps"
 
     @property
     def folder(self) -> Path:
@@ -158,7 +161,7 @@ class TrainingRun:
         setup = self._setup
         return {
             "protocol": setup.protocol,
-            "sites": [site.site for site in setup.sites],
+            "sites": list(setup.site_names),
             "held_out": None if setup.held_out is None else setup.held_out.site,
             "cases_sha256": sha256_of([_cases_of(site) for site in setup.all_sites]),
             **setup.model.agreement(),
@@ -199,7 +202,7 @@ class TrainingRun:
         started = time.perf_counter()
         earlier = float(self.state["seconds"])
         manifest = self._build_manifest()  # before anything is cleared: a recipe that does not fit must cost nothing
-        Aggregator(setup.model.recipe.aggregation, len(setup.sites))  # nor a strategy that makes no sense with so many sites
+        Aggregator(setup.model.recipe.aggregation, len(setup.site_names))  # nor a strategy that makes no sense with so many sites
         if not self._continues:
             self._clear()
         write_documents(self._folder, setup.model.plans, setup.model.recipe, manifest)
@@ -207,7 +210,7 @@ class TrainingRun:
         write_coverage(self._folder, setup.coverage)
         self._save_state(status="running")
         try:
-            simulate(setup.sites, self._serve, workers=setup.workers)
+            self._connect(self._serve)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             self._save_state(status="interrupted" if interrupted else "failed", seconds=earlier + time.perf_counter() - started)
@@ -231,7 +234,7 @@ class TrainingRun:
     def _serve(self, grid: Grid, stop: threading.Event) -> None:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
-        aggregator = Aggregator(setup.model.recipe.aggregation, len(setup.sites))
+        aggregator = Aggregator(setup.model.recipe.aggregation, len(setup.site_names))
         downlink = Downlink(setup.model.recipe.aggregation.wire, tensors)
         known = self._checkpoints.rounds()
         if known:
@@ -246,7 +249,7 @@ class TrainingRun:
             schedule=setup.schedule,
             val_every=setup.val_every,
             agreement=setup.model.agreement(),
-            num_sites=len(setup.sites),
+            num_sites=len(setup.site_names),
             class_names=self._names,
             wire=setup.model.recipe.aggregation.wire,
             window=setup.workers + 1,  # one for each worker, and one for the first that is done

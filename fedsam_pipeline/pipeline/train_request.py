@@ -1,7 +1,8 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from fedsam_pipeline.federation.strategy_settings import require_lossless, strat
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
-from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.plans_file import check_triplanar, load_plans
+from fedsam_pipeline.pipeline.site_setups import Machine, StoredDataset, site_setup
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.postprocessing.candidates import CandidateVolumes, candidate_volumes
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
@@ -72,12 +73,21 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class RunSetup:
-    """One run: a federation of one or more sites, and where it is written. ``held_out`` is a site outside it that the trained model is
-    scored on. ``candidate_volumes`` are those of the federation's fingerprint, ``validated`` the validation cases of each site in all
-    folds."""
+    """One run: a federation of one or more sites, and where it is written.
+
+    Attributes:
+        folder: the ``fold_K`` folder.
+        sites: those that this machine computes for, in sorted order; none where the sites are other machines.
+        labels: what the values of the masks mean, and what is scored.
+        candidate_volumes: of the federation's fingerprint.
+        validated: every site of the federation to its validation cases in all folds.
+        held_out: a site outside the federation that the trained model is scored on.
+        coverage: for quality control; ``None``: not known.
+    """
 
     folder: Path
     sites: tuple[SiteSetup, ...]
+    labels: LabelScheme
     schedule: RunSchedule
     val_every: int
     workers: int
@@ -88,13 +98,17 @@ class RunSetup:
     validated: Mapping[str, int]
     held_out: SiteSetup | None = None
     coverage: Coverage | None = None
-    """for quality control; ``None``: not known"""
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Of the federation, sorted."""
+        return tuple(sorted(self.validated))
 
     @property
     def chooses_postprocessing(self) -> bool:
         """Whether the final evaluation is of the federation's own cases, unseen by a model like those that predict: not of a site that is
         left out, not of none (``all``), not of an inner fold."""
-        return self.held_out is None and self.sites[0].fold.isdigit()
+        return self.held_out is None and self.folder.name.removeprefix("fold_").isdigit()
 
     @property
     def all_sites(self) -> tuple[SiteSetup, ...]:
@@ -132,7 +146,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     plan_again += f" -m {plans.base_model}"
     if request.configuration == "triplanar":
         check_triplanar(plans, preprocessed / f"{request.plans_name}.json")
-    recipe = _with_aggregation(load_recipe(request.recipe), request)
+    recipe = with_aggregation(load_recipe(request.recipe), request)
     spec = base_model_spec(plans.base_model)
     weights = find_weights(spec)
     sites: dict[str, list[str]] = {site: sorted(cases) for site, cases in sorted(dataset["sites"].items())}
@@ -140,7 +154,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     store = store_folder(preprocessed, plans)
     _check_store(store, sites, plan_again)
     annotated = _annotated(dataset, preprocessed / "dataset.json", labels)
-    schedule = _schedule(plans, recipe, request, len(sites))
+    schedule = run_schedule(plans, recipe, request, len(sites))
     owner = {case: site for site, cases in sites.items() for case in cases}
     fingerprint = Fingerprint.load(preprocessed / "fingerprint.json", fix=plan_again)
     volumes = candidate_volumes(fingerprint, load_thresholds().postprocessing.min_volume_shares)
@@ -148,32 +162,39 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     groups = _groups(request.protocol, sites)
     start = None if request.init is None else request.init.absolute()
     model = ModelSetup(plans, recipe, weights, request.random_encoder, start, request.configuration)
-    special = "-random_encoder" if request.random_encoder else ""
-    if start is not None:
-        special += f"-from_{model.start_sha256[:8]}"
     coverage = planned_coverage(fingerprint, plans)
-    adaptation = f"{recipe.name}{special}__{request.plans_name}__{request.configuration}"
-    return [
-        _run_setup(
-            results / preprocessed.name / adaptation,
-            name,
-            members,
-            folds,
-            store,
-            owner,
-            annotated,
-            labels,
-            model,
-            schedule,
-            request,
-            dataset,
-            coverage,
-            volumes,
-            validated,
-            1 if len(members) == 1 else fingerprint.privacy_floor,  # one site: nothing leaves it
+    began = "" if start is None else model.start_sha256
+    data = StoredDataset(store, owner, labels, annotated, dataset.get("patients", {}), len(validated), fingerprint.privacy_floor)
+    setups = []
+    for name, members in groups.items():
+        fold = results / preprocessed.name / run_place(recipe, request.plans_name, request, name, began)
+        machine = Machine(request.device, request.workers or min(len(members), usable_cores()), request.gpu_memory_target)
+        alone = replace(data, privacy_floor=1) if len(members) == 1 else data  # one site: nothing leaves it
+        setup_of = partial(site_setup, data=alone, model=model, fold=fold, machine=machine)
+        held_out = None
+        if request.protocol == "leave_one_site_out":
+            left = name.removeprefix("leave_one_site_out-")
+            held_out = setup_of(left, (), sites[left] if request.fold == "all" else folds["val"].intersection(sites[left]))
+        setups.append(
+            RunSetup(
+                folder=fold,
+                sites=tuple(
+                    setup_of(site, folds["train"].intersection(own), folds["val"].intersection(own)) for site, own in members.items()
+                ),
+                labels=labels,
+                schedule=schedule,
+                val_every=validation_interval(request, schedule),
+                workers=machine.workers,
+                protocol=request.protocol,
+                model=model,
+                dataset=dataset,
+                candidate_volumes=volumes,
+                validated={site: sum(len(set(own).intersection(val)) for val in validated) for site, own in members.items()},
+                held_out=held_out,
+                coverage=coverage,
+            )
         )
-        for name, members in groups.items()
-    ]
+    return setups
 
 
 def _groups(protocol: Protocol, sites: Mapping[str, list[str]]) -> dict[str, Mapping[str, list[str]]]:
@@ -198,67 +219,7 @@ def _groups(protocol: Protocol, sites: Mapping[str, list[str]]) -> dict[str, Map
     return {f"leave_one_site_out-{left}": {site: cases for site, cases in sites.items() if site != left} for left in sites}
 
 
-def _run_setup(
-    folder: Path,
-    name: str,
-    members: Mapping[str, list[str]],
-    folds: Mapping[str, set[str]],
-    store: Path,
-    owner: dict[str, str],
-    annotated: Mapping[str, tuple[int, ...]],
-    labels: LabelScheme,
-    model: ModelSetup,
-    schedule: RunSchedule,
-    request: TrainRequest,
-    dataset: Mapping[str, Any],
-    coverage: Coverage | None,
-    volumes: CandidateVolumes,
-    validated: Sequence[Sequence[str]],
-    privacy_floor: int,
-) -> RunSetup:
-    fold = folder / f"{name}__{_method_name(model.recipe, request.learning_rate)}__seed{request.seed}" / f"fold_{request.fold}"
-    workers = request.workers or min(len(members), usable_cores())
-
-    def site_setup(site: str, train: Iterable[str], val: Iterable[str]) -> SiteSetup:
-        train_cases, val_cases = tuple(sorted(train)), tuple(sorted(val))
-        owners = {owner[case] for case in (*train_cases, *val_cases)}
-        return SiteSetup(
-            site=site,
-            store_folder=store.absolute(),
-            train_cases=train_cases,
-            val_cases=val_cases,
-            owner=owner,
-            model=model,
-            state_folder=(fold / "sites" / site).absolute(),
-            device=choose_device(request.device).type,
-            num_threads=max(1, usable_cores() // workers),
-            execution_file=(fold / "execution" / f"{site}.json").absolute(),
-            memory_target=None if request.gpu_memory_target is None else int(request.gpu_memory_target * (1 << 30)),
-            workers=workers,
-            annotated={name: values for name, values in annotated.items() if name in owners},
-            regions=labels.regions,
-            fold=request.fold,
-            other_folds={
-                other: (fold.parent / f"fold_{other}" / "sites" / site).absolute()
-                for other in map(str, range(len(validated)))
-                if other != request.fold
-            },
-            patients=dict(dataset.get("patients", {})),
-            privacy_floor=privacy_floor,
-        )
-
-    sites = tuple(site_setup(site, folds["train"].intersection(cases), folds["val"].intersection(cases)) for site, cases in members.items())
-    held_out = None
-    if request.protocol == "leave_one_site_out":
-        left = name.removeprefix("leave_one_site_out-")
-        unseen = {case for case, site in owner.items() if site == left}
-        held_out = site_setup(left, (), unseen if request.fold == "all" else unseen & folds["val"])
-    val_every = request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
-    counts = {site: sum(len(set(cases).intersection(val)) for val in validated) for site, cases in members.items()}
-    return RunSetup(fold, sites, schedule, val_every, workers, request.protocol, model, dataset, volumes, counts, held_out, coverage)
-
-
-def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
+def with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
     """The recipe with what the command line says of aggregation. Another strategy or LoRA method takes none of the recipe's settings.
 
     One site alone has nothing to aggregate: what the recipe says of it is left out.
@@ -283,6 +244,26 @@ def _with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
     return Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
 
 
+def run_place(recipe: Recipe, plans_name: str, request: TrainRequest, group: str, start: str = "") -> str:
+    """``ADAPTATION/RUN/fold_K``, where a run lies below the results of its dataset.
+
+    Args:
+        recipe: resolved, see ``with_aggregation``.
+        plans_name: of the plan.
+        request: the flags.
+        group: ``federated``, ``local-SITE`` and so on.
+        start: hash of the adapter that training begins with, or nothing.
+    """
+    special = ("-random_encoder" if request.random_encoder else "") + (f"-from_{start[:8]}" if start else "")
+    adaptation = f"{recipe.name}{special}__{plans_name}__{request.configuration}"
+    return f"{adaptation}/{group}__{_method_name(recipe, request.learning_rate)}__seed{request.seed}/fold_{request.fold}"
+
+
+def validation_interval(request: TrainRequest, schedule: RunSchedule) -> int:
+    """Rounds from one validation to the next: a fifth of the run where nobody says another."""
+    return request.val_every if request.val_every is not None else max(1, -(-schedule.rounds // 5))
+
+
 def _method_name(recipe: Recipe, learning_rate: float | None) -> str:
     """Strategy, LoRA method, weighting, wire and a learning rate of the user's as a folder's name shows them; what is usual is left out."""
     aggregation = recipe.aggregation
@@ -298,7 +279,7 @@ def _annotated(dataset: Mapping[str, Any], path: Path, labels: LabelScheme) -> d
     return labels.annotated(read_site_labels(dataset, path, sites, labels))
 
 
-def _schedule(plans: Plans, recipe: Recipe, request: TrainRequest, num_sites: int) -> RunSchedule:
+def run_schedule(plans: Plans, recipe: Recipe, request: TrainRequest, num_sites: int) -> RunSchedule:
     """Rounds and steps. Centralized training takes the steps of all sites together; local training those of its own site."""
     planned = plans.training
     local_steps = request.local_steps or planned.local_steps

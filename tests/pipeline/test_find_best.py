@@ -34,7 +34,7 @@ FLAGS = ["-f", "0", "1"]
 
 def simulated(
     tasks: Sequence[Any],
-    make_app: Callable[[Callable[[Context], Any]], ClientApp],
+    make_app: Callable[[Callable[[Context, RecordDict], Any]], ClientApp],
     server: Callable[[Grid, threading.Event], None],
     *,
     workers: int,

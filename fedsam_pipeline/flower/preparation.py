@@ -1,0 +1,150 @@
+"""Before round 1: the sites measure their cases, then get ready for the plan that is made of what they told.
+
+``query.fingerprint`` and ``query.plan`` are asked again and again until a site is ready: measuring and preprocessing take minutes, and a
+handler answers at once.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedsam_pipeline.flower.client_app import FindSetup, SiteProcess, answer_safely, make_client_app
+from fedsam_pipeline.flower.exchange import RunStopped, answers
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_FINGERPRINT, QUERY_PLAN
+from fedsam_pipeline.flower.replies import SiteFailed
+from fedsam_pipeline.flower.told_sums import MAX_ANSWER, AnswerRefused, answering_site
+
+log = logging.getLogger(__name__)
+STATE, TOLD, PREPARING, READY = "state", "told", "preparing", "ready"
+POLL_SECONDS = 2.0
+ANSWER_SECONDS = 120.0
+"""an answer is waited for; a site that does not give one is asked again"""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A site's answer: what it tells once it is ready; ``None`` while it is not."""
+
+    text: str | None
+
+
+class PreparedSite(SiteProcess, Protocol):
+    """What a site does before round 1. Both start the work where nobody has, and return at once."""
+
+    def fingerprint(self, config: ConfigRecord) -> Told:
+        """JSON of the fingerprint that may leave the site."""
+        ...
+
+    def prepare(self, config: ConfigRecord) -> Told:
+        """Checks what is asked for, and preprocesses; tells how many of its cases are validated in some fold."""
+        ...
+
+
+def make_site_app(find_site: Callable[[Context, RecordDict], PreparedSite], find_setup: FindSetup) -> ClientApp:
+    """The ClientApp of a real federation: that of the simulation, which also prepares itself."""
+    app = make_client_app(find_setup)
+
+    @app.query("fingerprint")
+    def fingerprint(message: Message, context: Context) -> Message:
+        return answer_safely(message, context, find_site, _fingerprint)
+
+    @app.query("plan")
+    def plan(message: Message, context: Context) -> Message:
+        return answer_safely(message, context, find_site, _plan)
+
+    return app
+
+
+def _fingerprint(content: RecordDict, site: PreparedSite) -> RecordDict:
+    return _answer(content, site, site.fingerprint)
+
+
+def _plan(content: RecordDict, site: PreparedSite) -> RecordDict:
+    return _answer(content, site, site.prepare)
+
+
+def _answer(content: RecordDict, site: PreparedSite, work: Callable[[ConfigRecord], Told]) -> RecordDict:
+    asked = content.config_records[CONFIG]
+    told = work(asked).text
+    state = {STATE: PREPARING} if told is None else {STATE: READY, TOLD: told}
+    answer = ConfigRecord({"run_id": asked["run_id"], "site": site.site, **state})
+    return RecordDict({CONFIG: answer, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
+
+
+def ask_fingerprints(grid: Grid, sites: Collection[str], config: Mapping[str, str], stop: threading.Event) -> dict[str, str]:
+    """What the sites tell of their data; see :func:`ask_until_ready`."""
+    return ask_until_ready(grid, sites, QUERY_FINGERPRINT, config, stop)
+
+
+def ask_plan(grid: Grid, sites: Collection[str], config: Mapping[str, str], stop: threading.Event) -> dict[str, str]:
+    """Offers a plan; returns once every site has accepted it and preprocessed its cases, see :func:`ask_until_ready`."""
+    return ask_until_ready(grid, sites, QUERY_PLAN, config, stop)
+
+
+def ask_until_ready(
+    grid: Grid, sites: Collection[str], kind: str, config: Mapping[str, str], stop: threading.Event, *, poll_seconds: float = POLL_SECONDS
+) -> dict[str, str]:
+    """Asks every node until all sites are ready. Nodes may come at any time.
+
+    Args:
+        grid: Flower's connection to the sites.
+        sites: names of those that must be ready.
+        kind: type of the message.
+        config: what is asked, with the key ``run_id``.
+        stop: set by another thread to end the waiting.
+        poll_seconds: between two rounds of questions.
+
+    Returns:
+        What each site told, sorted by site.
+
+    Raises:
+        SiteFailed: a site refuses, or fails.
+        RunStopped: someone asked to stop.
+    """
+    told: dict[str, str] = {}
+    ready: set[int] = set()
+    waited_for: set[str] | None = None
+    while missing := set(sites) - told.keys():
+        if missing != waited_for:
+            log.info("%s: waiting for %s", kind, ", ".join(sorted(missing)))
+            waited_for = missing
+        nodes = sorted(set(grid.get_node_ids()) - ready)
+        messages = [Message(RecordDict({CONFIG: ConfigRecord(dict(config))}), dst_node_id=node, message_type=kind) for node in nodes]
+        started = time.monotonic()
+        for message in answers(grid, messages, ANSWER_SECONDS, stop):
+            found = _read(message, sites, told, config["run_id"])
+            if found is not None:
+                site, text = found
+                told[site] = text
+                ready.add(message.metadata.src_node_id)
+        if set(sites) - told.keys() and stop.wait(max(0.0, poll_seconds - (time.monotonic() - started))):
+            raise RunStopped("the run was stopped while sites were getting ready")
+    return {site: told[site] for site in sorted(told)}
+
+
+def _read(message: Message, sites: Collection[str], told: Mapping[str, str], run_id: str) -> tuple[str, str] | None:
+    """Site and what it tells; ``None`` while it prepares, and for nodes that are none of the federation's sites."""
+    try:
+        site = answering_site(message, sites, told)
+    except AnswerRefused as error:
+        log.warning("the answer of node %d was refused: %s", message.metadata.src_node_id, error)
+        return None
+    config = message.content.config_records[CONFIG]
+    if "failure" in config:
+        code = str(config["failure"])[:40]
+        raise SiteFailed(f"{site} reports {code}, id {config.get('failure_id')!s:.16}: see that site's log", code)
+    if config.get("run_id") != run_id:
+        raise SiteFailed(f"{site} answers for another run")
+    if config.get(STATE) == PREPARING:
+        return None
+    text = config.get(TOLD)
+    if config.get(STATE) != READY or not isinstance(text, str) or len(text) > MAX_ANSWER:
+        raise SiteFailed(f"{site} gives an answer that cannot be read")
+    return site, text

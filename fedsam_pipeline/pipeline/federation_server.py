@@ -1,0 +1,233 @@
+"""The server's side of a real federation: plans with the sites, then trains, as ``fedsam_train_federated`` does in simulation.
+
+It runs as a Flower ServerApp under a SuperLink, whose environment says where its data folders are. Of raw data it needs nothing but
+``dataset.json``, where classes overlap or some voxels are not annotated; images stay where they are.
+"""
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedsam_pipeline.dataset.label_scheme import read_label_scheme
+from fedsam_pipeline.dataset.raw_checks import is_safe_name
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import make_folder, read_json, write_json
+from fedsam_pipeline.flower.preparation import ask_fingerprints, ask_plan
+from fedsam_pipeline.flower.replies import MAX_EXAMPLES, SiteFailed
+from fedsam_pipeline.logs import log_file
+from fedsam_pipeline.model.build import ModelSetup
+from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.model.weights import find_weights
+from fedsam_pipeline.paths import DATASET_PATTERN, data_folders
+from fedsam_pipeline.pipeline.coverage_file import planned_coverage
+from fedsam_pipeline.pipeline.fingerprints import FOLDER
+from fedsam_pipeline.pipeline.plans_file import check_triplanar
+from fedsam_pipeline.pipeline.site_node import Offer
+from fedsam_pipeline.pipeline.train import TrainingRun, finished
+from fedsam_pipeline.pipeline.train_request import (
+    RunSetup,
+    TrainRequest,
+    run_place,
+    run_schedule,
+    validation_interval,
+    with_aggregation,
+)
+from fedsam_pipeline.pipeline.train_table import result_table
+from fedsam_pipeline.planning.merge import merge_fingerprints
+from fedsam_pipeline.planning.rules import make_plan
+from fedsam_pipeline.planning.thresholds import load_thresholds
+from fedsam_pipeline.postprocessing.candidates import candidate_volumes
+from fedsam_pipeline.specs.fingerprint import Fingerprint, WithheldFingerprint
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import Recipe
+
+log = logging.getLogger(__name__)
+REQUEST_KEY = "request"
+"""of Flower's run configuration: JSON of a :class:`FederationRequest`"""
+DATASET_KEYS = ("labels", "channel_names", "file_ending", "regions_class_order", "site_labels")
+"""of ``dataset.json``: what says nothing of single cases"""
+
+
+@dataclass(frozen=True)
+class FederationRequest:
+    """What the user of ``fedsam_train_federated --superlink`` asked for.
+
+    Attributes:
+        dataset: name of the dataset's folder, the same at every site.
+        sites: names of all sites.
+        training: the flags.
+        recipe: the recipe in full: the server may not have the user's file.
+        base_model: of the plan.
+    """
+
+    dataset: str
+    sites: tuple[str, ...]
+    training: TrainRequest
+    recipe: Mapping[str, Any]
+    base_model: str
+
+    def to_json(self) -> str:
+        """For Flower's run configuration."""
+        return json.dumps(asdict(self) | {"recipe": dict(self.recipe)}, allow_nan=False, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "FederationRequest":
+        """As ``to_json`` gave it.
+
+        Raises:
+            FedsamError: it is no such request.
+        """
+        try:
+            values = json.loads(text)
+            request = cls(**values | {"training": TrainRequest(**values["training"]), "sites": tuple(values["sites"])})
+            if DATASET_PATTERN.match(request.dataset) is None or not request.sites or not all(map(is_safe_name, request.sites)):
+                raise ValueError("no dataset, or no names of sites")
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise FedsamError(
+                "the run configuration holds no request",
+                found=f"{type(error).__name__}: {error}",
+                expected=f"the key {REQUEST_KEY}, as fedsam_train_federated --superlink writes it",
+                fix="start the run with that command",
+            ) from error
+        return request
+
+
+def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
+    """Plans, and trains to the end.
+
+    Returns:
+        The run's state.
+
+    Raises:
+        FedsamError: no site released anything, the folder holds another run, or a site cannot go on for a reason that its user can mend.
+        SiteFailed: a site failed for another reason.
+    """
+    stop = threading.Event()
+    folders = data_folders()
+    folder = folders.preprocessed / request.dataset
+    make_folder(folder)
+    with log_file(folder / "logs", "federation"):
+        fingerprint, plans = _plan(grid, request, folder, stop)
+        dataset = _dataset_json(folders.raw / request.dataset / "dataset.json", plans, request.sites)
+        write_json(folder / "dataset.json", dataset)
+        setup, place = _setup(request, plans, fingerprint, dataset, folders.results)
+
+        def connect(serve_rounds: Callable[[Grid, threading.Event], None]) -> None:
+            offer = Offer(run.state["run_id"], place, plans, setup.model.recipe, setup.model.configuration, setup.model.random_encoder)
+            asked = setup.model.agreement() | offer.to_dict() | {"dataset": request.dataset}
+            for site, text in ask_plan(grid, request.sites, asked, stop).items():
+                validated[site] = _validated(site, text)
+            serve_rounds(grid, stop)
+
+        validated = dict.fromkeys(request.sites, 0)  # known once the sites are ready
+        run = TrainingRun(replace(setup, validated=validated), request.training, connect)
+        return finished(run, request.training, None)
+
+
+def _plan(grid: Grid, request: FederationRequest, folder: Path, stop: threading.Event) -> tuple[Fingerprint, Plans]:
+    """The plan that the sites' fingerprints give, or of a run that is continued the one it has."""
+    path, merged = folder / f"{request.training.plans_name}.json", folder / "fingerprint.json"
+    if request.training.resume and path.exists():
+        return Fingerprint.load(merged), Plans.load(path)
+    told = ask_fingerprints(grid, request.sites, {"run_id": secrets.token_hex(8), "dataset": request.dataset}, stop)
+    released = {site: _released(site, text) for site, text in told.items()}
+    for site, document in released.items():
+        document.save(folder / FOLDER / f"{site}.json")
+    known = {site: document for site, document in released.items() if isinstance(document, Fingerprint)}
+    if not known:
+        raise FedsamError(
+            "there is nothing to plan from: every site has too few cases for its privacy floor",
+            found=", ".join(sorted(released)),
+            expected="a site that releases its fingerprint",
+            fix="wait for more cases, or let a site lower privacy_floor in its SuperNode's configuration",
+        )
+    log.info("planning from %s%s", ", ".join(known), "" if len(known) == len(released) else "; the others have too few cases to tell")
+    fingerprint = merge_fingerprints(known)
+    plans = make_plan(fingerprint, base_model_spec(request.base_model), plans_name=request.training.plans_name)
+    fingerprint.save(merged)
+    plans.save(path)
+    return fingerprint, plans
+
+
+def _released(site: str, text: str) -> Fingerprint | WithheldFingerprint:
+    try:
+        value = json.loads(text)
+        return WithheldFingerprint.from_dict(value) if "withheld" in value else Fingerprint.from_dict(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SiteFailed(f"the fingerprint of {site} cannot be read ({type(error).__name__})") from error
+
+
+def _validated(site: str, text: str) -> int:
+    """The validation cases of a site in all folds, as it tells: a bound for what its sums may hold."""
+    try:
+        number = json.loads(text)["validated"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SiteFailed(f"what {site} tells of its folds cannot be read ({type(error).__name__})") from error
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_EXAMPLES:
+        raise SiteFailed(f"{site} tells of {number!r:.40} validation cases")
+    return number
+
+
+def _dataset_json(path: Path, plans: Plans, sites: Sequence[str]) -> dict[str, Any]:
+    """The federation's ``dataset.json`` where this machine has it, else what the plan says of labels and channels; cases are not in it."""
+    channels = {str(number): channel.name for number, channel in enumerate(plans.channels)}
+    known: dict[str, Any] = read_json(path) if path.exists() else {"labels": dict(plans.labels), "channel_names": channels}
+    known = {key: value for key, value in known.items() if key in DATASET_KEYS}
+    labels = read_label_scheme(known, path).classes
+    if labels != plans.labels:
+        raise FedsamError(
+            "dataset.json is not the federation's",
+            path=path,
+            found=f"labels {labels}",
+            expected=f"{plans.labels}, as the sites have them",
+            fix="put the federation's dataset.json there, or delete it",
+        )
+    return known | {"sites": {site: [] for site in sorted(sites)}}
+
+
+def _setup(
+    request: FederationRequest, plans: Plans, fingerprint: Fingerprint, dataset: Mapping[str, Any], results: Path
+) -> tuple[RunSetup, str]:
+    """The run without its sites' counts, and its place below the results of the dataset."""
+    training = request.training
+    recipe = with_aggregation(Recipe.from_dict(dict(request.recipe)), training)
+    if training.configuration == "triplanar":
+        check_triplanar(plans, Path(f"{plans.plans_name}.json"))
+    weights = find_weights(base_model_spec(plans.base_model))
+    model = ModelSetup(plans, recipe, weights, training.random_encoder, None, training.configuration)
+    place = run_place(recipe, plans.plans_name, training, "federated")
+    schedule = run_schedule(plans, recipe, training, len(request.sites))
+    setup = RunSetup(
+        folder=results / request.dataset / place,
+        sites=(),
+        labels=read_label_scheme(dataset, Path("dataset.json")),
+        schedule=schedule,
+        val_every=validation_interval(training, schedule),
+        workers=len(request.sites),
+        protocol="federated",
+        model=model,
+        dataset=dataset,
+        candidate_volumes=candidate_volumes(fingerprint, load_thresholds().postprocessing.min_volume_shares),
+        validated={},
+        coverage=planned_coverage(fingerprint, plans),
+    )
+    return setup, place
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Flower's entry: see :func:`serve`. What it prints is streamed to the user who submitted the run."""
+    logging.getLogger("fedsam_pipeline").setLevel(logging.INFO)
+    state = serve(grid, FederationRequest.from_json(str(context.run_config.get(REQUEST_KEY))))
+    print(result_table([state]), flush=True)

@@ -1,0 +1,283 @@
+"""A hospital's side of a real federation: its folders, what it agrees to, and its setup for a run.
+
+A SuperNode names the site (``--node-config 'site="site_a"'``); the data folders come from its environment, as for every command. Each
+message meets a fresh process, so all that a run needs lies on the site's disk.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from fedsam_pipeline.cores import usable_cores
+from fedsam_pipeline.dataset.label_scheme import read_label_scheme
+from fedsam_pipeline.dataset.raw_checks import is_safe_name, read_site_labels
+from fedsam_pipeline.dataset.splits import load_splits
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.files import read_json, write_json
+from fedsam_pipeline.flower.client_app import AgreementBroken
+from fedsam_pipeline.flower.messages import CONFIG
+from fedsam_pipeline.flower.preparation import Told
+from fedsam_pipeline.flower.site_worker import SiteSetup
+from fedsam_pipeline.model.build import ModelSetup
+from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.model.weights import find_weights
+from fedsam_pipeline.paths import DATASET_PATTERN, data_folders
+from fedsam_pipeline.pipeline.fingerprints import FOLDER
+from fedsam_pipeline.pipeline.site_job import SiteJob
+from fedsam_pipeline.pipeline.site_setups import Machine, StoredDataset, site_setup
+from fedsam_pipeline.pipeline.site_work import FINGERPRINT, PREPARE, site_dataset
+from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
+from fedsam_pipeline.preprocessing.store import store_folder
+from fedsam_pipeline.specs.configuration import Configuration
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import Recipe
+
+AGREED_KEYS = ("plan_sha256", "recipe_sha256", "weights_sha256")
+"""keys of a SuperNode's configuration: where one is set, the site takes part in nothing else"""
+RUN_PARTS = 3
+OFFER_KEYS = ("run_id", "run", "plans", "recipe", "configuration", "encoder")
+
+
+@dataclass(frozen=True)
+class SiteNode:
+    """One site and one dataset.
+
+    Attributes:
+        site: its name in the federation.
+        dataset: name of the dataset's folder.
+        raw_root, preprocessed_root, results_root: this machine's data folders.
+        privacy_floor: patients that every number stands for which leaves the site.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        agreed: hashes that this site insists on, by key of ``AGREED_KEYS``.
+    """
+
+    site: str
+    dataset: str
+    raw_root: Path
+    preprocessed_root: Path
+    results_root: Path
+    privacy_floor: int
+    device: str
+    agreed: Mapping[str, str]
+
+    @classmethod
+    def configured(cls, context: Context, dataset: str) -> "SiteNode":
+        """The site that a SuperNode is configured for.
+
+        Raises:
+            FedsamError: the SuperNode's configuration names no site, or holds a wrong value.
+        """
+        config = context.node_config
+        site = config.get("site")
+        if not isinstance(site, str) or not is_safe_name(site):
+            raise FedsamError(
+                "a SuperNode does not know which site it is",
+                found=f"site={site!r}",
+                expected="a name of letters, digits, _ . and -",
+                fix="start it with --node-config 'site=\"site_a\"'",
+            )
+        floor = config.get("privacy_floor", DEFAULT_FLOOR)
+        if isinstance(floor, bool) or not isinstance(floor, int) or floor < 1:
+            raise FedsamError("privacy_floor of a SuperNode is no number of patients", found=repr(floor), expected="a whole number from 1")
+        folders = data_folders()
+        agreed = {key: str(config[key]) for key in AGREED_KEYS if key in config}
+        return cls(site, dataset, folders.raw, folders.preprocessed, folders.results, floor, str(config.get("device", "auto")), agreed)
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads it may use: a SuperNode runs one message at a time."""
+        return usable_cores()
+
+    @property
+    def folder(self) -> Path:
+        """The preprocessed dataset."""
+        return self.preprocessed_root / self.dataset
+
+    @property
+    def state_folder(self) -> Path:
+        """Of its log before a run begins."""
+        return self.folder / "federation"
+
+    @cached_property
+    def _where(self) -> dict[str, str]:
+        raw = self.raw_root / self.dataset
+        return {"raw": str(raw.absolute()), "preprocessed": str(self.folder.absolute()), "site": self.site}
+
+    def fingerprint(self, config: ConfigRecord) -> Told:
+        """See ``PreparedSite``. Measured anew for every run: cases may have come."""
+        site_dataset(self.raw_root / self.dataset, self.site)
+        asked = {"kind": FINGERPRINT, "privacy_floor": self.privacy_floor, "run_id": str(config["run_id"]), **self._where}
+        if not SiteJob(self.state_folder / "jobs", asked).ready():
+            return Told(None)
+        return Told((self.folder / FOLDER / f"{self.site}.json").read_text(encoding="utf-8"))
+
+    def prepare(self, config: ConfigRecord) -> Told:
+        """See ``PreparedSite``.
+
+        Raises:
+            AgreementBroken: plan, recipe or base weights are not what their hashes say, or not what this site agreed to.
+        """
+        offer = Offer.read(config)
+        offer.check(config, self.agreed)
+        asked = {"kind": PREPARE, "plans": offer.plans.to_dict(), "run_id": offer.run_id, **self._where}
+        if not SiteJob(self.state_folder / "jobs", asked).ready():
+            return Told(None)
+        self._accept(offer)
+        splits = load_splits(self.folder / "splits_final.json", self._cases(), None)
+        return Told(json.dumps({"validated": sum(len(split["val"]) for split in splits)}))
+
+    def setup(self, run_id: str) -> SiteSetup:
+        """What it trains and scores with in a run that it accepted."""
+        offer = Offer.from_dict(read_json(self._accepted(run_id)))
+        dataset = read_json(self.folder / "dataset.json")
+        labels = read_label_scheme(dataset, self.folder / "dataset.json")
+        patients = dataset.get("patients", {})
+        cases = self._cases()
+        splits = load_splits(self.folder / "splits_final.json", cases, patients)
+        fold = self.results_root / self.dataset / offer.run
+        number = fold.name.removeprefix("fold_")
+        chosen = {"train": cases, "val": []} if number == "all" else splits[int(number)]
+        annotated = labels.annotated(read_site_labels(dataset, self.folder / "dataset.json", {self.site}, labels))
+        model = offer.model()
+        data = StoredDataset(
+            store_folder(self.folder, offer.plans),
+            dict.fromkeys(cases, self.site),
+            labels,
+            annotated,
+            patients,
+            len(splits),
+            self.privacy_floor,
+        )
+        return site_setup(self.site, chosen["train"], chosen["val"], data, model, fold, Machine(self.device, workers=1))
+
+    def _cases(self) -> list[str]:
+        return sorted(read_json(self.folder / "dataset.json")["sites"][self.site])
+
+    def _accepted(self, run_id: str) -> Path:
+        if not is_safe_name(run_id):
+            raise AgreementBroken("the message names no run")
+        return self.state_folder / "runs" / f"{run_id}.json"
+
+    def _accept(self, offer: "Offer") -> None:
+        """Writes it down. A new run in the place of an older one starts without that one's state."""
+        path = self._accepted(offer.run_id)
+        if path.exists():
+            return
+        state = self.results_root / self.dataset / offer.run / "sites" / self.site
+        CheckpointSeries(state, "state_r").clear()
+        (self.results_root / self.dataset / offer.run / "execution" / f"{self.site}.json").unlink(missing_ok=True)
+        write_json(path, offer.to_dict())
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a server asks a site to take part in.
+
+    Attributes:
+        run_id: opaque.
+        run: ``ADAPTATION/RUN/fold_K``, the run's place below the results of the dataset, here as there.
+        plans, recipe: in full.
+        configuration: the views that are trained on.
+        random_encoder: whether the image encoder is drawn at random.
+    """
+
+    run_id: str
+    run: str
+    plans: Plans
+    recipe: Recipe
+    configuration: Configuration
+    random_encoder: bool
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> "Offer":
+        """Out of a message.
+
+        Raises:
+            AgreementBroken: a key is missing, or what it holds is no such document.
+        """
+        missing = [key for key in OFFER_KEYS if not isinstance(config.get(key), str)]
+        if missing:
+            raise AgreementBroken(f"the message comes without {', '.join(missing)}")
+        try:
+            return cls.from_dict({key: config[key] for key in OFFER_KEYS})
+        except (ValueError, RecursionError, FedsamError) as error:
+            raise AgreementBroken(f"the message cannot be read: {error}") from error
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> "Offer":
+        """As ``to_dict`` gave it; ``ValueError`` or ``FedsamError`` where it is not."""
+        parts = values["run"].split("/")
+        if len(parts) != RUN_PARTS or not all(map(is_safe_name, parts)) or not parts[-1].startswith("fold_"):
+            raise ValueError(f"no place of a run: {values['run']!r:.80}")
+        configuration = values["configuration"]
+        if configuration not in ("main", "triplanar"):
+            raise ValueError(f"no configuration: {configuration!r:.40}")
+        return cls(
+            values["run_id"],
+            values["run"],
+            Plans.from_dict(json.loads(values["plans"])),
+            Recipe.from_dict(json.loads(values["recipe"])),
+            configuration,  # type: ignore[arg-type]
+            values["encoder"] == "random",
+        )
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain text by key, as in the message and on disk."""
+        return {
+            "run_id": self.run_id,
+            "run": self.run,
+            "plans": json.dumps(self.plans.to_dict(), allow_nan=False),
+            "recipe": json.dumps(self.recipe.to_dict(), allow_nan=False),
+            "configuration": self.configuration,
+            "encoder": "random" if self.random_encoder else "pretrained",
+        }
+
+    def model(self) -> ModelSetup:
+        """With this machine's base weights."""
+        weights = find_weights(base_model_spec(self.plans.base_model))
+        return ModelSetup(self.plans, self.recipe, weights, self.random_encoder, None, self.configuration)
+
+    def check(self, config: Mapping[str, Any], agreed: Mapping[str, str]) -> None:
+        """Holds it against the hashes of the message, and against those that the site insists on.
+
+        Raises:
+            AgreementBroken: one differs.
+        """
+        own = self.model().agreement()
+        for key, value in own.items():
+            if config.get(key) != value:
+                raise AgreementBroken(f"{key}: the message has {config.get(key)!r:.80}, what came with it has {value}")
+        for key, value in agreed.items():
+            if own[key] != value:
+                raise AgreementBroken(f"{key}: this site agreed to {value}, the message has {own[key]}")
+
+
+def find_site(context: Context, content: RecordDict) -> SiteNode:
+    """The site of a SuperNode, with the dataset that the message is about.
+
+    Raises:
+        AgreementBroken: it names none.
+    """
+    dataset = content.config_records[CONFIG].get("dataset")
+    if not isinstance(dataset, str) or DATASET_PATTERN.match(dataset) is None:
+        raise AgreementBroken("the message names no dataset")
+    return SiteNode.configured(context, dataset)
+
+
+def find_setup(context: Context, content: RecordDict) -> SiteSetup:
+    """Its setup for the run that the message names.
+
+    Raises:
+        AgreementBroken: it accepted no such run.
+    """
+    run_id = str(content.config_records[CONFIG].get("run_id"))
+    accepted = sorted(data_folders().preprocessed.glob(f"*/federation/runs/{run_id}.json")) if is_safe_name(run_id) else []
+    if not accepted:
+        raise AgreementBroken(f"this site accepted no run {run_id!r:.40}")
+    return SiteNode.configured(context, accepted[0].parents[2].name).setup(run_id)
