@@ -22,7 +22,7 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.flower.client_app import AgreementBroken
 from fedsam_pipeline.flower.messages import CONFIG
-from fedsam_pipeline.flower.preparation import Told
+from fedsam_pipeline.flower.preparation import Told, make_site_app
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.registry import base_model_spec
@@ -281,3 +281,7 @@ def find_setup(context: Context, content: RecordDict) -> SiteSetup:
     if not accepted:
         raise AgreementBroken(f"this site accepted no run {run_id!r:.40}")
     return SiteNode.configured(context, accepted[0].parents[2].name).setup(run_id)
+
+
+client_app = make_site_app(find_site, find_setup)
+"""what a SuperNode runs"""

@@ -16,7 +16,9 @@ from fedsam_pipeline.flower.client_app import make_client_app
 class DirectGrid(Grid):
     """Node ``i`` is the ``i``-th setup. Keeps what crossed in ``sent`` and ``received``."""
 
-    def __init__(self, setups: Iterable[Any], make_app: Callable[[Callable[[Context, RecordDict], Any]], ClientApp] = make_client_app) -> None:
+    def __init__(
+        self, setups: Iterable[Any], make_app: Callable[[Callable[[Context, RecordDict], Any]], ClientApp] = make_client_app
+    ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # Flower stamps messages with them
         self._setups = list(setups)
         self._app = make_app(lambda context, _content: self._setups[int(context.node_config["partition-id"])])

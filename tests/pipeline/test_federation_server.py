@@ -1,0 +1,62 @@
+"""A real federation without Flower's processes: the two apps, a folder a hospital, messages between them."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from fedsam_pipeline.flower import preparation
+from fedsam_pipeline.pipeline.federation_server import FederationRequest, serve
+from fedsam_pipeline.pipeline.site_node import client_app
+from fedsam_pipeline.pipeline.train_request import TrainRequest
+from fedsam_pipeline.specs.recipe import load_recipe
+from tests.flower.grids import DirectGrid
+from tests.pipeline.real_federations import NAME, make_hospitals
+
+
+class HospitalGrid(DirectGrid):
+    """Every node answers with its own environment and configuration."""
+
+    def __init__(self, hospitals: Mapping[str, Mapping[str, str]], **configuration: int | str) -> None:
+        super().__init__(hospitals)
+        self._hospitals, self._configuration = list(hospitals.items()), configuration
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        asked = list(messages)
+        ids = [f"m{message.metadata.dst_node_id}" for message in asked]
+        self._replies = [reply for reply in self._replies if reply.metadata.reply_to_message_id not in ids]
+        server = dict(os.environ)
+        for message in asked:
+            node = message.metadata.dst_node_id
+            site, variables = self._hospitals[node - 1]
+            os.environ.update(variables)
+            context = Context(run_id=1, node_id=node, node_config={"site": site, **self._configuration}, state=RecordDict(), run_config={})
+            stamped = Message(message.content, dst_node_id=node, message_type=message.metadata.message_type)
+            stamped.metadata.__dict__["_message_id"] = f"m{node}"
+            reply = client_app(stamped, context)
+            self.sent.append(stamped)
+            self.received.append(reply)
+            self._replies.append(reply)
+        os.environ.clear()
+        os.environ.update(server)
+        return ids
+
+
+def request(sites: Iterable[str], **flags: object) -> FederationRequest:
+    training = TrainRequest(rounds=2, local_steps=1, val_every=1, device="cpu", **flags)  # type: ignore[arg-type]
+    return FederationRequest(NAME, tuple(sites), training, load_recipe("default").to_dict(), "tiny_random")
+
+
+def test_a_federation_from_the_raw_data_to_the_model(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "POLL_SECONDS", 0.2)
+    hospitals = make_hospitals(users_folder / "hospitals")
+    state = serve(HospitalGrid(hospitals, privacy_floor=1, device="cpu"), request(hospitals))
+    assert state["status"] == "done" and state["sites"] == sorted(hospitals)
+    fold = Path(f"fedsam_data/results/{NAME}/default__plans__main/federated__fedavg-int4__seed0/fold_0")
+    assert (fold / "adapter.safetensors").is_file()
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    assert summary["dice"] is not None
+    assert not list(Path("fedsam_data").rglob("*.b2nd")) and not list(Path("fedsam_data").rglob("*.nii.gz"))
