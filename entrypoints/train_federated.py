@@ -12,6 +12,7 @@ from fedsam_pipeline.federation.strategy_settings import STRATEGIES
 from fedsam_pipeline.federation.weighting import WEIGHTINGS
 from fedsam_pipeline.pipeline.plans_file import planned_dataset
 from fedsam_pipeline.pipeline.run_timing import process_started
+from fedsam_pipeline.pipeline.submit_federation import submit_federation
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_estimate import estimate, estimate_table
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
@@ -104,13 +105,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry_run", action="store_true", help="take a few steps, estimate minutes, bytes and memory of the whole run, and keep nothing"
     )
+    parser.add_argument(
+        "--superlink",
+        metavar="NAME",
+        help="train with the hospitals of a real federation: name of its connection in Flower's configuration (docs/deploy.md)",
+    )
+    parser.add_argument("--sites", type=lambda text: text.split(","), metavar="A,B,...", help="with --superlink: all sites that take part")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
 
 
 def _body(arguments: argparse.Namespace) -> None:
-    folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     request = TrainRequest(
         recipe=arguments.r,
         plans_name=arguments.p,
@@ -136,6 +142,10 @@ def _body(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
+    if arguments.superlink is not None:
+        submit_federation(arguments.superlink, arguments.d, arguments.sites, arguments.m, request)
+        return
+    folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     setups = run_setups(preprocessed, folders.results, request)
     if arguments.dry_run:
         print(estimate_table(estimate(setups, started=process_started())))

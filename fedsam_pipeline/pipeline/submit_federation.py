@@ -1,0 +1,43 @@
+"""``fedsam_train_federated --superlink``: checks what was asked for, and hands it to the federation's server."""
+
+from collections.abc import Sequence
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.flower.submit import submit
+from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL, base_model_spec
+from fedsam_pipeline.paths import DATASET_PATTERN
+from fedsam_pipeline.pipeline.federation_server import REQUEST_KEY, FederationRequest
+from fedsam_pipeline.pipeline.train_request import TrainRequest, with_aggregation
+from fedsam_pipeline.specs.recipe import load_recipe
+
+
+def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] | None, base_model: str | None, request: TrainRequest) -> None:
+    """Submits a training and follows it to its end.
+
+    Args:
+        superlink: name of the connection in Flower's configuration.
+        dataset: name of the dataset's folder.
+        sites: names of all sites.
+        base_model: of the plan; ``None``: the default.
+        request: the other flags.
+
+    Raises:
+        FedsamError: a flag is missing or makes no sense here, the server does not answer, or the run failed.
+    """
+    faults = []
+    if dataset is None or DATASET_PATTERN.match(dataset) is None:
+        faults.append(f"-d {dataset}: the full name is needed, such as Dataset001_Demo")
+    if not sites:
+        faults.append("no --sites: which hospitals take part")
+    if request.protocol != "federated":
+        faults.append(f"--protocol {request.protocol}: hospitals train together")
+    if request.init is not None:
+        faults.append("--init: the sites do not have that folder")
+    if faults:
+        raise FedsamError("these flags do not make a federation", found="; ".join(faults), expected="-d, --sites and no such flag", fix="mend them")
+    recipe = load_recipe(request.recipe)
+    with_aggregation(recipe, request)  # refuses here what the server would refuse
+    model = base_model or DEFAULT_BASE_MODEL
+    base_model_spec(model)
+    asked = FederationRequest(str(dataset), tuple(sorted(sites or ())), request, recipe.to_dict(), model)
+    submit(superlink, {REQUEST_KEY: asked.to_json()}, None)
