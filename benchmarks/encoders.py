@@ -2,7 +2,7 @@
 
 python -m benchmarks.encoders [--cases vit_b:224:4 lite_medsam:56:16 ...] [--large] [--turns 5] [--peaks] [--device auto|cpu|cuda]
 
-A case is BASE_MODEL:SIZE:BATCH, size in pixels. References: segment_anything's ImageEncoderViT for ViT, benchmarks/reference/tiny_vit.py for
+A case is BASE_MODEL:SIZE:BATCH, size in pixels. References: segment_anything's ImageEncoderViT, and benchmarks/reference/tiny_vit.py for
 TinyViT. Weights are random (shared by all), which changes neither work nor time. Every case is timed forward, without gradients, and as a
 training step: forward and backward with the LoRA of recipe flap_sam in the encoder, rank 8, all else frozen. At sizes that are no multiple
 of ViT's window (256, 1024) both pad. --large adds ViT-B at 1024. Printed: median seconds, images a second, the median ratio of the turns,

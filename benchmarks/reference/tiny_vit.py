@@ -1,7 +1,8 @@
-"""LiteMedSAM's TinyViT written out plainly: BatchNorm apart, float32 throughout, channels first, scores materialised, biases gathered a call.
+"""LiteMedSAM's TinyViT written out plainly: BatchNorm apart, float32, channels first, scores materialised, biases gathered at every call.
 
-After the description of the architecture (TinyViT, Wu et al., ECCV 2022, arXiv:2207.10666, with LiteMedSAM's stem and its merging that keeps
-the resolution). Parameter names are those of LiteMedSAM's checkpoint, as ours: either loads what the other holds while BatchNorm is apart.
+After the description of the architecture (TinyViT, Wu et al., ECCV 2022, arXiv:2207.10666), with LiteMedSAM's stem and its merging that
+keeps the resolution. Parameter names are those of LiteMedSAM's checkpoint, as ours: either loads what the other holds while BatchNorm is
+apart.
 """
 
 import itertools
