@@ -75,7 +75,10 @@ class Program:
                 with torch.no_grad():
                     return [self.encoder(images)]
             output = self.encoder(images)
-        output.float().square().mean().backward()
+        weights = torch.linspace(-1, 1, output.numel(), device=output.device).view_as(
+            output
+        )  # the last norm hides what is the same everywhere
+        (output.float() * weights).mean().backward()
         factors = [p for layer in lora_layers(self.encoder) for n, p in layer.named_parameters() if ".lora_" in f".{n}"]
         found = [output.detach(), *(factor.grad for factor in factors if factor.grad is not None)]
         self.encoder.zero_grad(set_to_none=True)
