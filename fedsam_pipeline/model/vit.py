@@ -162,4 +162,4 @@ class RelPosAttention(nn.Module):
         steps = (terms.stride(0), terms.stride(1), columns * offsets, offsets)
         down = terms.as_strided((*outer, rows), (*steps[:2], steps[2] - 1, steps[3], 1), rows - 1)
         across = terms.as_strided((*outer, columns), (*steps[:3], steps[3] - 1, 1), 2 * rows - 1 + columns - 1)
-        return torch.cat([(query * size**-0.5).unflatten(2, (rows, columns)), down, across], dim=-1).flatten(2, 3)
+        return torch.cat([(query * size**-0.5).view(*outer, size), down, across], dim=-1).flatten(2, 3)

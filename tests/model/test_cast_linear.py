@@ -77,7 +77,7 @@ def test_a_weight_that_trains_gets_its_gradient() -> None:
     layer, x = frozen(), torch.randn(5, 6)
     computed(layer, x)
     layer.requires_grad_(True)
-    computed(layer, x).float().sum().backward()
+    computed(layer, x).float().sum().backward()  # type: ignore[no-untyped-call]
     assert layer.weight.grad is not None and layer.bias.grad is not None
 
 
