@@ -7,8 +7,9 @@ TinyViT. Weights are random (shared by all), which changes neither work nor time
 training step: forward and backward with the LoRA of recipe flap_sam in the encoder, rank 8, all else frozen. At sizes that are no multiple
 of ViT's window (256, 1024) both pad. --large adds ViT-B at 1024. Printed: median seconds, images a second, the median ratio of the turns,
 with --peaks the peak memory of each program in a process of its own, and the share of what a large matrix product reaches in this run (the
-operations counted are those of the reference). Outputs, and in the step all gradients of LoRA, must agree: the norm of the difference within
-1e-4 of the reference's norm in float32, a tenth of it in bfloat16; otherwise the exit code is 1. Appends to benchmarks/results/encoders.jsonl.
+operations counted are those of the reference). Outputs, and in the step all gradients of LoRA, must agree: the norm of the difference is
+within 1e-4 of the reference's norm in float32, a tenth of it in bfloat16; otherwise the exit code is 1.
+Appends a line to benchmarks/results/encoders.jsonl.
 """
 
 import argparse
