@@ -91,7 +91,7 @@ class EncoderSplit:
         """Of every weight and buffer that ``before`` computes with: its outputs for the same images are the same where this is."""
         digest = hashlib.sha256()
         encoder = self._model.image_encoder
-        named = {name: tensor for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers())}
+        named: dict[str, Tensor] = dict((*encoder.named_parameters(), *encoder.named_buffers()))
         own = {name: tensor for name, tensor in named.items() if any(step.owns(name) for step in self._frozen)}
         own |= {"input_scale": self._model.input_scale, "input_shift": self._model.input_shift}
         for name, tensor in sorted(own.items()):

@@ -1,8 +1,8 @@
 """Features of slabs and their labels on disk, by number: one file of records of one size.
 
-The file begins with a line of JSON, padded to ``HEADER_BYTES``: what it was made from (a signature) and how a record is laid out. Each record
-is eight bytes, then a slab's features, then its labels. The eight bytes are 2^32 plus the CRC-32 of the rest, so that a record that was never
-written, or not to its end, is known as such. Records are read and written where they lie; none stays in memory.
+The file begins with a line of JSON, padded to ``HEADER_BYTES``: what it was made from (a signature) and how a record is laid out. Each
+record is eight bytes, then a slab's features, then its labels. The eight bytes are 2^32 plus the CRC-32 of the rest, so that a record that
+was never written, or not to its end, is known as such. Records are read and written where they lie; none stays in memory.
 """
 
 import errno

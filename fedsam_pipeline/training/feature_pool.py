@@ -1,8 +1,8 @@
 """Training on a finite pool of slabs, with what the frozen first part of the encoder makes of them kept on disk.
 
 A recipe with ``[cache]`` trains on ``slabs_per_case`` slabs of every case. Slab ``n`` of the pool is drawn, cut and augmented from (seed,
-site, ``n``) alone. A run goes through the pool again and again, each time in an order drawn from (seed, site, pass): the draw of a step is a
-function of round and step only, so that resuming equals going on. Prompts are drawn anew at every visit.
+site, ``n``) alone. A run goes through the pool again and again, each time in an order drawn from (seed, site, pass): the draw of a step
+is a function of round and step only, so that resuming equals going on. Prompts are drawn anew at every visit.
 
 The features of a slab are computed at its first visit, one slab at a time whatever the batch, so that they are the same bits on whichever
 visit that is. They are kept as the encoder computes them, without rounding: under bfloat16 autocast ViT's residual stream is float32,

@@ -52,9 +52,7 @@ class Site:
     def trainer(self, model: AdaptedModel, *, keep: bool = True, micro_batch: int | None = None) -> LocalTrainer:
         loader = SlabLoader(self.store, CASES, self.plans, self.annotated)
         folder = self.folder if keep else None
-        trainer = LocalTrainer(
-            model, loader, self.plans, self.recipe, torch.device("cpu"), micro_batch=micro_batch, feature_folder=folder
-        )
+        trainer = LocalTrainer(model, loader, self.plans, self.recipe, torch.device("cpu"), micro_batch=micro_batch, feature_folder=folder)
         trainer._autocast = self.dtype
         return trainer
 
@@ -206,6 +204,9 @@ def test_the_recipe_of_the_package_keeps_features_and_others_hash_as_before() ->
     recipe = load_recipe("late_lora_cached")
     assert recipe.cache == CacheRecipe(slabs_per_case=16)
     assert "cache" not in load_recipe("late_lora").to_dict()
-    assert load_recipe("late_lora").sha256() != Recipe.from_dict(load_recipe("late_lora").to_dict() | {"cache": {"slabs_per_case": 1}}).sha256()
+    assert (
+        load_recipe("late_lora").sha256()
+        != Recipe.from_dict(load_recipe("late_lora").to_dict() | {"cache": {"slabs_per_case": 1}}).sha256()
+    )
     split = EncoderSplit(adapted := build_planned(plans_for(TINY_VIT), recipe, rank=2, weights=None).model, ())
     assert torch.equal(split.after(split.before(image := torch.zeros(1, 3, 28, 28))), adapted.encode(image))
