@@ -44,7 +44,8 @@ class Site:
     """One site with its store, which trains from its folder of features, or from none."""
 
     def __init__(self, folder: Path, plans: Plans, recipe: Recipe, *, annotated: bool = False, dtype: torch.dtype | None = None) -> None:
-        self.store, self.plans, self.recipe, self.dtype = write_store(folder / "store", CASES), plans, recipe, dtype
+        self.store = write_store(folder / "store", CASES, hidden=2 if annotated else None)
+        self.plans, self.recipe, self.dtype = plans, recipe, dtype
         self.annotated = {"case_2": (1,)} if annotated else None
         self.folder = folder / "features"
         self.encoded = 0
