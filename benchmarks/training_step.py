@@ -1,6 +1,6 @@
 """The product's training step against the published systems' way of writing it: images a second, memory, share of the machine's ceiling.
 
-python -m benchmarks.training_step [--device cpu|cuda] [--modes NAME ...] [--turns 3] [--no_peaks]
+python -m benchmarks.training_step [--device cpu|cuda] [--modes NAME ...] [--turns 3] [--only time|memory]
 
 Weights are drawn at random: speed and memory do not depend on them. The reference (``benchmarks/reference/training_step.py``) takes steps
 on batches that are ready in memory; ours is ``LocalTrainer`` as a site runs it, which also cuts and augments its slabs. Modes:
@@ -70,10 +70,10 @@ class Mode:
 
 MODES = {
     "flap_sam_256": Mode("flap_sam", PADDED, 256, batch=4, steps=1),
-    "flap_sam_224": Mode("flap_sam", "vit_b", 224, batch=4, steps=2),
-    "late_lora_224": Mode("late_lora", "vit_b", 224, batch=4, steps=2),
-    "late_lora_cached_224": Mode("late_lora_cached", "vit_b", 224, batch=4, steps=4),
-    "tiny_56": Mode("default", "lite_medsam", 56, batch=16, steps=4),
+    "flap_sam_224": Mode("flap_sam", "vit_b", 224, batch=4, steps=1),
+    "late_lora_224": Mode("late_lora", "vit_b", 224, batch=4, steps=1),
+    "late_lora_cached_224": Mode("late_lora_cached", "vit_b", 224, batch=4, steps=2),
+    "tiny_56": Mode("default", "lite_medsam", 56, batch=16, steps=2),
     "tiny_112": Mode("default", "lite_medsam", 112, batch=16, steps=1),
 }
 
@@ -189,8 +189,8 @@ class Comparison:
         return turn
 
     def difference(self) -> float:
-        """Of logits and gradients in float32 on one batch, as a share of the reference's norm."""
-        plain, (images, labels) = self.reference(), self.batches[0]
+        """Of logits and gradients in float32 on one image, as a share of the reference's norm."""
+        plain, (images, labels) = self.reference(), (part[:1] for part in self.batches[0])
         found = []
         self.adapted.model.to(self.device)
         for model, trained in ((plain, plain.trained()), (self.adapted.model, _trained(self.adapted))):
@@ -213,26 +213,35 @@ def _trained(adapted: AdaptedModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameters[name] for name in adapted.manifest.trained_names}
 
 
-def measure(name: str, turns: int, device: torch.device, *, peaks: bool) -> bool:
+class Counted:
+    """A program whose first run is counted: ``flop`` are its floating-point operations."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self._run, self.flop = run, 0.0
+
+    def __call__(self) -> None:
+        if self.flop:
+            self._run()
+            return
+        with FlopCounterMode(display=False) as counter:
+            self._run()
+        self.flop = float(counter.get_total_flops())
+
+
+def measure_time(name: str, turns: int, device: torch.device) -> bool:
     """Prints a mode's table and keeps it; whether both compute the same."""
     mode, precision = MODES[name], autocast_dtype(device) or torch.float32
     with tempfile.TemporaryDirectory() as folder:
         comparison = Comparison(mode, Path(folder), device)
         difference = comparison.difference()
-        ours, plain = f"ours, {str(precision).removeprefix('torch.')}", "reference, float32"
-        programs: dict[str, Callable[[], object]] = {plain: comparison.plain_turn(), ours: comparison.our_turn()}
-        flop = {}
-        for program, run in programs.items():
-            with FlopCounterMode(display=False) as counter:
-                run()
-            flop[program] = float(counter.get_total_flops())
-        comparison.waited = comparison.seconds = 0.0
+        ours, plain = f"ours, {_named(precision)}", f"reference, {_named(torch.float32)}"
+        programs = {plain: Counted(comparison.plain_turn()), ours: Counted(comparison.our_turn())}
         seconds = in_turns(programs, turns, device)
         waited = comparison.waited / comparison.seconds
         ceilings = {plain: measure_ceiling(device, torch.float32), ours: measure_ceiling(device, precision)}
-    taken = {key: _peak(name, key, device) for key in programs} if peaks else None
+    flop = {program: run.flop for program, run in programs.items()}
     size = f"{mode.image_size} px, batch {mode.batch}"
-    found = rows(seconds, size, units=mode.batch * mode.steps, flop=flop, peaks=taken, ceilings=ceilings)
+    found = rows(seconds, size, units=mode.batch * mode.steps, flop=flop, ceilings=ceilings)
     print(f"\n{name}: recipe {mode.recipe} on {mode.base_model}, random weights; {mode.steps} step(s) a turn, {turns} turns")
     print_rows(found, "images")
     print(f"logits and gradients differ by {difference:.1e} of their norm in float32; {waited:.1%} of our time is waiting for slabs")
@@ -241,9 +250,18 @@ def measure(name: str, turns: int, device: torch.device, *, peaks: bool) -> bool
     return difference <= TOLERATED
 
 
-def _peak(name: str, program: str, device: torch.device) -> int:
-    """Of one turn after a first one, in a process of its own on the CPU, or as the GPU's allocator knows it."""
-    return peak_of("benchmarks.training_step", ["--modes", name, "--device", device.type, "--peak", program.partition(",")[0]])
+def measure_memory(name: str, device: torch.device) -> None:
+    """Prints what a turn of either program takes, each in a process of its own, and keeps it."""
+    arguments = ["--modes", name, "--device", device.type, "--peak"]
+    taken = {program: peak_of("benchmarks.training_step", [*arguments, program]) for program in ("reference", "ours")}
+    share = taken["ours"] / taken["reference"]
+    shown = ", ".join(f"{program} {number / 2**20:.0f} MiB" for program, number in taken.items())
+    print(f"{name}: a step takes, beyond weights: {shown}; ours {share:.2f} of the reference's")
+    records.keep(RESULTS, {"mode": name, "peak_bytes": taken, "device": device.type, "torch": torch.__version__} | records.machine())
+
+
+def _named(precision: torch.dtype) -> str:
+    return str(precision).removeprefix("torch.")
 
 
 def show_peak(name: str, program: str, device: torch.device) -> None:
@@ -266,7 +284,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--modes", nargs="+", choices=sorted(MODES), default=list(MODES))
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--no_peaks", action="store_true", help="leave the processes out that measure memory")
+    parser.add_argument("--only", choices=("time", "memory"), help="leave the other out")
     parser.add_argument("--peak", choices=("ours", "reference"), help="take one turn of one program and print what memory it takes")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -275,7 +293,12 @@ def main() -> int:
         show_peak(arguments.modes[0], arguments.peak, device)
         return 0
     print(f"{device.type}, {torch.get_num_threads()} threads")
-    agree = [measure(name, arguments.turns, device, peaks=not arguments.no_peaks) for name in arguments.modes]
+    agree = []
+    for name in arguments.modes:
+        if arguments.only != "memory":
+            agree.append(measure_time(name, arguments.turns, device))
+        if arguments.only != "time":
+            measure_memory(name, device)
     return 0 if all(agree) else 1
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from benchmarks.reference.tiny_vit import PlainTinyViT
 from fedsam_pipeline.model.build import AdaptedModel
 from fedsam_pipeline.model.lora import LoRALinear
 from fedsam_pipeline.model.sam import MASK_IN_CHANNELS
@@ -43,30 +44,33 @@ class PlainSam(nn.Module):
 
     Args:
         adapted: the model to compare with; base weights, LoRA's factors and what trains are taken from it.
-        encoder: for image encoders that ``segment_anything`` does not have, one whose tensors have the same names; ``None`` for its ViT.
     """
 
     input_shift: Tensor
     input_scale: Tensor
 
-    def __init__(self, adapted: AdaptedModel, encoder: nn.Module | None = None) -> None:
+    def __init__(self, adapted: AdaptedModel) -> None:
         super().__init__()
         ours, spec = adapted.model, adapted.model.spec
         side, shape, dim = ours.image_size // spec.stride, spec.encoder_shape, spec.decoder_shape.dim
-        self.image_encoder = encoder or ImageEncoderViT(
-            depth=shape.depths[0],
-            embed_dim=shape.embed_dims[0],
-            img_size=ours.image_size,
-            mlp_ratio=4,
-            norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
-            num_heads=shape.heads[0],
-            patch_size=16,
-            qkv_bias=True,
-            use_rel_pos=True,
-            global_attn_indexes=shape.global_attention,
-            window_size=shape.windows[0],
-            out_chans=dim,
-        )
+        self.image_encoder: nn.Module
+        if spec.encoder == "tiny_vit":
+            self.image_encoder = PlainTinyViT(spec)
+        else:
+            self.image_encoder = ImageEncoderViT(
+                depth=shape.depths[0],
+                embed_dim=shape.embed_dims[0],
+                img_size=ours.image_size,
+                mlp_ratio=4,
+                norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
+                num_heads=shape.heads[0],
+                patch_size=16,
+                qkv_bias=True,
+                use_rel_pos=True,
+                global_attn_indexes=shape.global_attention,
+                window_size=shape.windows[0],
+                out_chans=dim,
+            )
         self.prompt_encoder = PromptEncoder(
             embed_dim=dim,
             image_embedding_size=(side, side),
@@ -89,14 +93,18 @@ class PlainSam(nn.Module):
         self.register_buffer("input_shift", ours.input_shift.clone(), persistent=False)
         self.register_buffer("input_scale", ours.input_scale.clone(), persistent=False)
         self._take_over(adapted)
+        self.train()
 
     def _take_over(self, adapted: AdaptedModel) -> None:
         state = {name: tensor for name, tensor in adapted.model.state_dict().items() if ".lora_" not in name}
-        missing, unexpected = self.load_state_dict(state, strict=False)
-        left_out = [name for name in (*missing, *unexpected) if "bias_index" not in name and "key_places" not in name]
-        if left_out:
-            raise ValueError(f"the reference has other tensors: {left_out[:4]}")
-        trained = set(adapted.manifest.trained_names)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d):  # ours is folded: what is left of it is the convolution's bias
+                bias = state.pop(f"{name.removesuffix('.bn')}.c.bias")
+                ones, zeros = torch.ones_like(bias), torch.zeros_like(bias)
+                values = {"weight": ones, "bias": bias, "running_mean": zeros, "running_var": ones - module.eps}
+                state |= {f"{name}.{key}": value for key, value in values.items()} | {f"{name}.num_batches_tracked": torch.tensor(0)}
+        self.load_state_dict(state)
+        trained = {_folded(name, back=True) for name in adapted.manifest.trained_names}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trained)
         for name, layer in adapted.model.named_modules():
@@ -108,10 +116,21 @@ class PlainSam(nn.Module):
         """The tensors that train, by the names that they have in the model it is compared with."""
         found = {}
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                name = name.replace(".down.", ".lora_A_").replace(".up.", ".lora_B_") if ".down." in name or ".up." in name else name
-                found[name.removesuffix(".weight") if ".lora_" in name else name.replace(".plain.", ".")] = parameter
+            if not parameter.requires_grad:
+                continue
+            for around, factor in ((".down.", ".lora_A_"), (".up.", ".lora_B_")):
+                if around in name:
+                    name = name.replace(around, factor).removesuffix(".weight")
+            found[_folded(name.replace(".plain.", "."))] = parameter
         return found
+
+    def train(self, mode: bool = True) -> "PlainSam":
+        """BatchNorm uses its stored statistics, as in the model it is compared with."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images (N, 3, H, W) to class logits (N, K, H, W)."""
@@ -159,6 +178,13 @@ def largest_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
         raise ValueError(f"other tensors: {sorted(ours.keys() ^ theirs.keys())[:4]}")
     difference = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in ours)
     return float((difference / sum(float(tensor.double().square().sum()) for tensor in theirs.values())) ** 0.5)
+
+
+def _folded(name: str, *, back: bool = False) -> str:
+    """BatchNorm's bias under the name of the convolution's that it is folded into, or the other way."""
+    plain, folded = ".bn.bias", ".c.bias"
+    before, after = (folded, plain) if back else (plain, folded)
+    return name.removesuffix(before) + after if name.endswith(before) else name
 
 
 def _slice_of(rows: Tensor) -> slice | Tensor:

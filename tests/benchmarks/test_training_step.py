@@ -21,7 +21,6 @@ MODES = {
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     register_small_vit(monkeypatch)
     monkeypatch.setattr(training_step, "MODES", MODES)
-    monkeypatch.setattr("benchmarks.ceiling.SECONDS", 0.01)
     monkeypatch.setattr(training_step, "measure_ceiling", lambda device, dtype: measured(device, dtype, seconds=0.01, side=64))
 
 
@@ -32,7 +31,7 @@ def test_every_mode_agrees_with_its_reference_and_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(training_step, "RESULTS", tmp_path / "results.jsonl")
-    monkeypatch.setattr(sys, "argv", ["training_step", "--modes", *MODES, "--turns", "1", "--no_peaks"])
+    monkeypatch.setattr(sys, "argv", ["training_step", "--modes", *MODES, "--turns", "1", "--only", "time"])
     assert training_step.main() == 0
     printed = capsys.readouterr().out
     assert printed.count("waiting for slabs") == 3 and "images/s" in printed
@@ -48,8 +47,17 @@ def test_every_mode_agrees_with_its_reference_and_is_kept(
 def test_programs_that_disagree_end_with_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_step, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(training_step, "TOLERATED", 0.0)
-    monkeypatch.setattr(sys, "argv", ["training_step", "--modes", "vit", "--turns", "1", "--no_peaks"])
+    monkeypatch.setattr(sys, "argv", ["training_step", "--modes", "vit", "--turns", "1", "--only", "time"])
     assert training_step.main() == 1
+
+
+def test_memory_is_measured_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(training_step, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(training_step, "peak_of", lambda _, arguments: {"reference": 6 << 20, "ours": 3 << 20}[arguments[-1]])
+    monkeypatch.setattr(sys, "argv", ["training_step", "--modes", "vit", "--only", "memory"])
+    assert training_step.main() == 0
+    assert "reference 6 MiB, ours 3 MiB; ours 0.50 of the reference's" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.jsonl").read_text())["peak_bytes"] == {"reference": 6 << 20, "ours": 3 << 20}
 
 
 def test_a_process_of_its_own_prints_what_a_turn_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
