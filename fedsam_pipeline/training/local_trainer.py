@@ -12,7 +12,6 @@ from torch import Tensor
 from fedsam_pipeline.model.build import AdaptedModel
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.encoder_split import EncoderSplit
-from fedsam_pipeline.model.half_weights import frozen_weights_in
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe
@@ -143,10 +142,7 @@ class LocalTrainer:
         loader, encode = self._source()
         batch_of = loader.of_round(schedule.seed, round_number, site, schedule.local_steps)
         pinned = self._device.type == "cuda"
-        with (
-            prefetched(lambda step: batch_of(step).pinned() if pinned else batch_of(step), schedule.local_steps) as batches,
-            frozen_weights_in(model, self._autocast, self._parameters),
-        ):
+        with prefetched(lambda step: batch_of(step).pinned() if pinned else batch_of(step), schedule.local_steps) as batches:
             waited = time.perf_counter() - started
             for step in range(schedule.local_steps):
                 before = time.perf_counter()
