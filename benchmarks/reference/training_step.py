@@ -200,5 +200,5 @@ def _like(head: nn.Module) -> nn.Sequential:
         if isinstance(layer, nn.ConvTranspose2d):
             layers.append(nn.ConvTranspose2d(layer.in_channels, layer.out_channels, kernel_size=2, stride=2))
         else:
-            layers.append(nn.GELU() if isinstance(layer, nn.GELU) else LayerNorm2d(len(layer.get_parameter("weight"))))
+            layers.append(LayerNorm2d(len(layer.get_parameter("weight"))) if list(layer.parameters()) else nn.GELU())
     return nn.Sequential(*layers)

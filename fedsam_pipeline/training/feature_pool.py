@@ -123,6 +123,7 @@ class FeatureLoader:
     ) -> None:
         self._loader, self._cache, self._split, self._plans = loader, cache, split, plans
         self._path, self._device, self._dtype = folder / FILE_NAME, device, dtype
+        self._encoder_sha256 = split.sha256()
 
     def of_round(self, seed: int, round_number: int, site: str, local_steps: int) -> Callable[[int], Batch]:
         """The batches of a round by step. Features that the round needs and the file lacks are computed first.
@@ -172,7 +173,7 @@ class FeatureLoader:
     def _signature(self, seed: int, site: str) -> str:
         decides = {
             "format": FORMAT,
-            "encoder": self._split.sha256(),
+            "encoder": self._encoder_sha256,
             "plans": self._plans.sha256(),
             "slabs_per_case": self._cache.slabs_per_case,
             "cases": [[case, self._loader.record(case).sha256()] for case in self._loader.cases],

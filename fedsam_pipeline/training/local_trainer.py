@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -139,7 +139,7 @@ class LocalTrainer:
             parameter.requires_grad_(name not in frozen)
         total, rate = 0.0, 0.0
         started = time.perf_counter()
-        loader, encode = self._source()
+        loader, encode = self._source
         batch_of = loader.of_round(schedule.seed, round_number, site, schedule.local_steps)
         pinned = self._device.type == "cuda"
         with prefetched(lambda step: batch_of(step).pinned() if pinned else batch_of(step), schedule.local_steps) as batches:
@@ -164,6 +164,7 @@ class LocalTrainer:
             parameter.requires_grad_()
         return RoundResult(total / schedule.local_steps, rate, time.perf_counter() - started, waited)
 
+    @cached_property
     def _source(self) -> tuple[SlabLoader | PooledLoader | FeatureLoader, Encode]:
         """Where batches come from, and what makes embeddings of their images."""
         cache, encode = self._recipe.cache, self._adapted.model.encode
