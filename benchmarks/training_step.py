@@ -8,7 +8,7 @@ on batches that are ready in memory; ours is ``LocalTrainer`` as a site runs it,
     flap_sam_256          ViT-B at 256 px, where attention windows are padded, for both alike
     flap_sam_224          ViT-B at 224 px, which needs no padding
     late_lora_224         late LoRA on ViT-B, every slab new
-    late_lora_cached_224  the same from kept features; its reference is the late-LoRA step that computes the whole encoder
+    late_lora_cached_224  the same from kept features, beside the references of flap_sam and of the late-LoRA step that keeps nothing
     tiny_56, tiny_112     recipe default on LiteMedSAM's TinyViT
 
 Before anything is timed, both compute logits and gradients of the same images in float32: the exit code is 1 where they differ by more
@@ -20,7 +20,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ class Mode:
         recipe, base_model, image_size: of both programs.
         batch: images of a step.
         steps: of a turn.
+        baseline: another recipe whose reference stands first in the table.
     """
 
     recipe: str
@@ -66,13 +67,14 @@ class Mode:
     image_size: int
     batch: int
     steps: int
+    baseline: str | None = None
 
 
 MODES = {
     "flap_sam_256": Mode("flap_sam", PADDED, 256, batch=4, steps=1),
     "flap_sam_224": Mode("flap_sam", "vit_b", 224, batch=4, steps=1),
     "late_lora_224": Mode("late_lora", "vit_b", 224, batch=4, steps=1),
-    "late_lora_cached_224": Mode("late_lora_cached", "vit_b", 224, batch=4, steps=2),
+    "late_lora_cached_224": Mode("late_lora_cached", "vit_b", 224, batch=4, steps=2, baseline="flap_sam"),
     "tiny_56": Mode("default", "lite_medsam", 56, batch=16, steps=2),
     "tiny_112": Mode("default", "lite_medsam", 112, batch=16, steps=1),
 }
@@ -171,8 +173,8 @@ class Comparison:
         trainer = PlainTrainer(self.reference(), self.recipe, RATE)
         return lambda: trainer.steps(self.batches)
 
-    def our_turn(self) -> Callable[[], RoundResult]:
-        """A round of ours; kept features are computed before it is returned."""
+    def our_turn(self, *, prepared: bool = True) -> Callable[[], RoundResult]:
+        """A round of ours; features that a recipe keeps are computed before it is returned, or else in the turn."""
         self.adapted.model.to(self.device)
         trainer = LocalTrainer(self.adapted, self.loader, self.plans, self.recipe, self.device, feature_folder=self.features)
         rounds = iter(range(1, 1 << 30))
@@ -183,7 +185,7 @@ class Comparison:
             self.waited, self.seconds = self.waited + result.data_seconds, self.seconds + result.seconds
             return result
 
-        if self.recipe.cache is not None:  # one pass over the whole pool
+        if prepared and self.recipe.cache is not None:  # one pass over the whole pool
             turn(len(CASES) * self.recipe.cache.slabs_per_case // self.mode.batch)
             self.waited = self.seconds = 0.0
         return turn
@@ -236,9 +238,12 @@ def measure_time(name: str, turns: int, device: torch.device) -> bool:
         difference = comparison.difference()
         ours, plain = f"ours, {_named(precision)}", f"reference, {_named(torch.float32)}"
         programs = {plain: Counted(comparison.plain_turn()), ours: Counted(comparison.our_turn())}
+        if mode.baseline is not None:
+            other = Comparison(replace(mode, recipe=mode.baseline, baseline=None), Path(folder) / "baseline", device)
+            programs = {f"{mode.baseline}'s {plain}": Counted(other.plain_turn())} | programs
         seconds = in_turns(programs, turns, device)
         waited = comparison.waited / comparison.seconds
-        ceilings = {plain: measure_ceiling(device, torch.float32), ours: measure_ceiling(device, precision)}
+        ceilings = dict.fromkeys(programs, measure_ceiling(device, torch.float32)) | {ours: measure_ceiling(device, precision)}
     flop = {program: run.flop for program, run in programs.items()}
     size = f"{mode.image_size} px, batch {mode.batch}"
     found = rows(seconds, size, units=mode.batch * mode.steps, flop=flop, ceilings=ceilings)
@@ -246,7 +251,7 @@ def measure_time(name: str, turns: int, device: torch.device) -> bool:
     print_rows(found, "images")
     print(f"logits and gradients differ by {difference:.1e} of their norm in float32; {waited:.1%} of our time is waiting for slabs")
     line = {"mode": name, "turns": turns, "difference": difference, "waited": waited, "rows": [row.to_json() for row in found]}
-    records.keep(RESULTS, line | {"device": device.type, "torch": torch.__version__} | records.machine())
+    records.keep(RESULTS, line | _where(device))
     return difference <= TOLERATED
 
 
@@ -257,7 +262,12 @@ def measure_memory(name: str, device: torch.device) -> None:
     share = taken["ours"] / taken["reference"]
     shown = ", ".join(f"{program} {number / 2**20:.0f} MiB" for program, number in taken.items())
     print(f"{name}: a step takes, beyond weights: {shown}; ours {share:.2f} of the reference's")
-    records.keep(RESULTS, {"mode": name, "peak_bytes": taken, "device": device.type, "torch": torch.__version__} | records.machine())
+    records.keep(RESULTS, {"mode": name, "peak_bytes": taken} | _where(device))
+
+
+def _where(device: torch.device) -> dict[str, str | int]:
+    """Of a line of results: what it was measured on."""
+    return {"device": device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__), **records.machine()}
 
 
 def _named(precision: torch.dtype) -> str:
@@ -265,10 +275,13 @@ def _named(precision: torch.dtype) -> str:
 
 
 def show_peak(name: str, program: str, device: torch.device) -> None:
-    """What the process that ``_peak`` starts does."""
+    """What the processes that ``measure_memory`` starts do."""
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.sum().backward()  # type: ignore[no-untyped-call]
+    torch.optim.AdamW([parameter]).step()  # what torch imports for its first step is no part of ours
     with tempfile.TemporaryDirectory() as folder:
         comparison = Comparison(MODES[name], Path(folder), device)
-        turn = comparison.our_turn() if program == "ours" else comparison.plain_turn()
+        turn = comparison.our_turn(prepared=False) if program == "ours" else comparison.plain_turn()
         if device.type == "cpu":
             print_peak(turn)
             return

@@ -96,5 +96,5 @@ class EncoderSplit:
         own |= {"input_scale": self._model.input_scale, "input_shift": self._model.input_shift}
         for name, tensor in sorted(own.items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -162,12 +162,12 @@ class FeatureFile:
         Returns:
             Whether the record is there and whole; else the rows hold anything.
         """
-        check, content = np.empty(CHECK_BYTES, np.uint8), [_bytes(features), _bytes(labels)]
+        check, content = bytearray(CHECK_BYTES), [_bytes(features), _bytes(labels)]
         try:
             found = os.preadv(self._descriptor, [check, *content], self._offset(number))
         except OSError as error:
             raise _refused(self.path, error) from error
-        return found == self._record_bytes and bool(check.any()) and check.tobytes() == _check(content)
+        return found == self._record_bytes and check == _check(content)
 
     def shaped(self, features: Tensor) -> Tensor:
         """(slabs, D, ...) in the order of memory to (slabs * D, ...) as the encoder gave it; no copy."""
@@ -178,19 +178,19 @@ class FeatureFile:
         return HEADER_BYTES + number * self._record_bytes
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
+def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
-    return tensor.view(-1).view(torch.uint8).numpy()
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _check(content: Sequence[np.ndarray]) -> bytes:
+def _check(content: Sequence[memoryview]) -> bytes:
     value = 0
     for part in content:
         value = zlib.crc32(part, value)
     return (WRITTEN + value).to_bytes(CHECK_BYTES, "little")
 
 
-def _header(start: bytes) -> dict[str, dict[str, object]] | None:
+def _header(start: bytes) -> dict[str, Any] | None:
     """What the file says of itself; ``None`` where that is not this kind of file."""
     try:
         header = json.loads(start)

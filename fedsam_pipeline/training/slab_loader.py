@@ -34,9 +34,9 @@ class Batch(NamedTuple):
 
     def pinned(self) -> "Batch":
         """In page-locked memory, from which a GPU copies while it computes."""
-        pinned = (None if tensor is None else tensor.pin_memory() for tensor in self[:3])
+        annotated = None if self.annotated is None else self.annotated.pin_memory()
         prompts = None if self.prompts is None else Prompts(*(tensor.pin_memory() for tensor in self.prompts))
-        return Batch(*pinned, prompts)  # type: ignore[arg-type]
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), annotated, prompts)
 
 
 class Sample(NamedTuple):

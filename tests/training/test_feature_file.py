@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_computed(tmp_path: Pa
     class Usage:
         free = 5 << 20
 
-    monkeypatch.setattr(feature_file.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(FedsamError, match="disk cannot hold") as caught:
         FeatureFile.create(tmp_path / "f.bin", "a", layout_of(slab()), 1 << 20)
     assert caught.value.found == "5 MiB free" and "1048576 slabs" in str(caught.value.expected)

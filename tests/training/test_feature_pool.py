@@ -96,7 +96,7 @@ def test_training_from_kept_features_is_training_on_the_pool(
     kept = site.trained()
     assert site.encoded == 6 + 1 + 6  # one for the layout of the records, one for each slab of the pool: 6 steps of 2 slabs are two passes
     for name, tensor in anew.items():
-        torch.testing.assert_close(kept[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(kept[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [None, BF16])

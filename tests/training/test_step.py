@@ -51,7 +51,7 @@ def test_no_gradient_enters_blocks_below_which_nothing_trains(tmp_path: Path, ba
     def seen(block: nn.Module, _: object, output: Tensor) -> None:
         forward.append(output.requires_grad)
         if output.requires_grad:
-            output.register_hook(lambda _: backward.append(block))
+            output.register_hook(lambda _: backward.append(block))  # type: ignore[no-untyped-call]
 
     for block in blocks:
         block.register_forward_hook(seen)
