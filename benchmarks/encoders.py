@@ -7,8 +7,9 @@ TinyViT. Weights are random (shared by all), which changes neither work nor time
 training step: forward and backward with the LoRA of recipe flap_sam in the encoder, rank 8, all else frozen. At sizes that are no multiple
 of ViT's window (256, 1024) both pad. --large adds ViT-B at 1024. Printed: median seconds, images a second, the median ratio of the turns,
 with --peaks the peak memory of each program in a process of its own, and the share of what a large matrix product reaches in this run (the
-operations counted are those of the reference). Outputs, and in the step all gradients of LoRA, must agree: within 1e-4 of the largest
-entry in float32, 5e-2 in bfloat16; otherwise the exit code is 1. Appends to benchmarks/results/encoders.jsonl.
+operations counted are those of the reference). Outputs, and in the step all gradients of LoRA, must agree: the norm of the difference is
+within 1e-4 of the reference's norm in float32, a tenth of it in bfloat16; otherwise the exit code is 1.
+Appends a line to benchmarks/results/encoders.jsonl.
 """
 
 import argparse
@@ -38,7 +39,7 @@ RESULTS = records.RESULTS / "encoders.jsonl"
 CASES = ("vit_b:224:4", "vit_b:256:4", "vit_b:448:1", "lite_medsam:56:16", "lite_medsam:112:16", "lite_medsam:224:4")
 LARGE = "vit_b:1024:1"
 KINDS = ("forward", "step")
-TOLERATED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+TOLERATED = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
 RANK = 8
 
 
@@ -75,7 +76,10 @@ class Program:
                 with torch.no_grad():
                     return [self.encoder(images)]
             output = self.encoder(images)
-        output.float().square().mean().backward()
+        weights = torch.linspace(-1, 1, output.numel(), device=output.device).view_as(
+            output
+        )  # the last norm hides what is the same everywhere
+        (output.float() * weights).mean().backward()
         factors = [p for layer in lora_layers(self.encoder) for n, p in layer.named_parameters() if ".lora_" in f".{n}"]
         found = [output.detach(), *(factor.grad for factor in factors if factor.grad is not None)]
         self.encoder.zero_grad(set_to_none=True)
@@ -138,9 +142,9 @@ def images_of(case: Case, device: torch.device) -> Tensor:
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference, relative to the largest entry of the tensor it is in."""
+    """Norm of the difference over the norm of what is expected, of the tensor where that is largest."""
     pairs = zip(found, expected, strict=True)
-    return max(float((one.float() - other.float()).abs().max() / other.float().abs().max()) for one, other in pairs)
+    return max(float((one.float() - other.float()).norm() / other.float().norm()) for one, other in pairs)
 
 
 def measure(
@@ -154,7 +158,7 @@ def measure(
     for program in all_programs[1:]:
         error = difference(program.run(kind, images), expected)
         agree &= error < TOLERATED[program.dtype]
-        print(f"{case} {kind}, {program.name}: largest relative difference {error:.2g} (tolerated {TOLERATED[program.dtype]:g})")
+        print(f"{case} {kind}, {program.name}: relative difference {error:.2g} (tolerated {TOLERATED[program.dtype]:g})")
 
     def runner(program: Program) -> Callable[[], object]:
         return lambda: program.run(kind, images)

@@ -111,10 +111,10 @@ class PlainBlock(nn.Module):
         windows = grid.transpose(2, 3).reshape(-1, size * size, dim)
         mixed = self.attn(windows).view(batch, height // size, width // size, size, size, dim)
         tokens = tokens + mixed.transpose(2, 3).reshape(batch, height * width, dim)
-        image = self.local_conv(tokens.transpose(1, 2).reshape(batch, dim, height, width))
+        image: Tensor = self.local_conv(tokens.transpose(1, 2).reshape(batch, dim, height, width))
         tokens = image.flatten(2).transpose(1, 2)
-        tokens = tokens + self.mlp(tokens)
-        return tokens.transpose(1, 2).reshape(batch, dim, height, width)
+        mixed = tokens + self.mlp(tokens)
+        return mixed.transpose(1, 2).reshape(batch, dim, height, width)  # type: ignore[no-any-return]
 
 
 class PlainTinyViT(nn.Module):
@@ -149,5 +149,5 @@ class PlainTinyViT(nn.Module):
             for block in stage.get_submodule("blocks").children():
                 x = block(x)
             if hasattr(stage, "downsample"):
-                x = stage.downsample(x)
+                x = stage.get_submodule("downsample")(x)
         return self.neck(x)  # type: ignore[no-any-return]

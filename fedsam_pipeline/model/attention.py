@@ -37,7 +37,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
         return plain(query, key, value, bias)
     flat = (tensor.flatten(0, 1) for tensor in (query, key, value))
     mixed: Tensor = _PartAfterPart.apply(*flat, bias)  # type: ignore[no-untyped-call]
-    return mixed.unflatten(0, query.shape[:2])
+    return mixed.view(*query.shape[:2], *mixed.shape[1:])
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -75,7 +75,7 @@ class _PartAfterPart(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, bias)
         mixed = torch.empty_like(value)
         with torch.autocast("cpu", enabled=False):
-            for group, row in _parts(*query.shape[:2], _unit(bias)):
+            for group, row in _parts(len(query), query.shape[1], _unit(bias)):
                 mixed[group, row].baddbmm_(_probabilities(query[group, row], key[group], bias, row), value[group], beta=0)
         return mixed
 
@@ -86,7 +86,7 @@ class _PartAfterPart(torch.autograd.Function):
         of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         with torch.autocast("cpu", enabled=False):
-            for group, row in _parts(*query.shape[:2], _unit(bias)):
+            for group, row in _parts(len(query), query.shape[1], _unit(bias)):
                 outer, earlier = gradient[group, row], int(row.start > 0)  # other rows have added to keys and values
                 weights = _probabilities(query[group, row], key[group], bias, row)
                 of_value[group].baddbmm_(weights.transpose(1, 2), outer, beta=earlier)
@@ -95,7 +95,7 @@ class _PartAfterPart(torch.autograd.Function):
                 of_query[group, row].baddbmm_(of_scores, key[group], beta=0)
                 of_key[group].baddbmm_(of_scores.transpose(1, 2), query[group, row], beta=earlier)
                 if of_bias is not None:
-                    of_bias[:, row] += of_scores.unflatten(0, (-1, len(bias))).sum(dim=0, dtype=torch.float32)
+                    of_bias[:, row] += of_scores.view(-1, len(bias), *of_scores.shape[1:]).sum(dim=0, dtype=torch.float32)
         return of_query, of_key, of_value, None if of_bias is None else of_bias.to(bias.dtype)
 
 
@@ -106,5 +106,5 @@ def _unit(bias: Tensor | None) -> int:
 def _probabilities(query: Tensor, key: Tensor, bias: Tensor | None, row: slice) -> Tensor:
     scores = torch.bmm(query, key.transpose(1, 2))
     if bias is not None:
-        scores.unflatten(0, (-1, len(bias))).add_(bias[:, row])
+        scores.view(-1, len(bias), *scores.shape[1:]).add_(bias[:, row])
     return scores.softmax(dim=-1)

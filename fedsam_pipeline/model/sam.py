@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.model.layer_norm import ChannelNorm
+from fedsam_pipeline.model.channels_last import in_channels_last
 from fedsam_pipeline.model.prompts import Prompts, prompt_tokens
 from fedsam_pipeline.model.sam_modules import HyperNetworkMLP, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
 from fedsam_pipeline.model.slice_mixer import SliceMixer
-from fedsam_pipeline.model.tiny_vit import ChannelsLastGELU, TinyViT
+from fedsam_pipeline.model.tiny_vit import TinyViT
 from fedsam_pipeline.model.vit import fast_vit, published_vit
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 
@@ -67,7 +67,7 @@ class PromptFreeSam(nn.Module):
         if spec.stride == 16:
             self.mask_decoder.output_upscaling, hyper = _sixteenfold_head(dim, num_classes)
             self.mask_decoder.output_hypernetworks_mlps = hyper
-        _keep_channels_last(self.mask_decoder.output_upscaling)
+        in_channels_last(self.mask_decoder.output_upscaling)
         self.slice_mixer = SliceMixer(dim, mixer_depth) if mixer_depth else None
         self.prompt_classes = nn.Embedding(num_classes, dim, _weight=torch.zeros(num_classes, dim)) if prompted else None
         self.register_buffer("input_shift", torch.tensor(spec.input_shift)[None, :, None, None], persistent=False)
@@ -143,15 +143,6 @@ def _image_encoder(spec: BaseModelSpec, image_size: int) -> nn.Module:
     if spec.encoder == "tiny_vit":
         return TinyViT(shape.embed_dims, shape.depths, shape.heads, shape.windows, spec.decoder_shape.dim)
     return fast_vit(published_vit(spec, image_size))
-
-
-def _keep_channels_last(upscaling: nn.Sequential) -> None:
-    """Norms and activations that leave maps in the memory order in which the transformer hands its tokens over; the same numbers."""
-    for i, layer in enumerate(upscaling):
-        if isinstance(layer, LayerNorm2d):
-            upscaling[i] = ChannelNorm.of(layer)
-        elif isinstance(layer, nn.GELU):
-            upscaling[i] = ChannelsLastGELU()
 
 
 def _sixteenfold_head(dim: int, num_classes: int) -> tuple[nn.Sequential, nn.ModuleList]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fedsam_pipeline.model.attention import attend
 from fedsam_pipeline.model.cast_linear import CastLinear
-from fedsam_pipeline.model.layer_norm import ChannelNorm
+from fedsam_pipeline.model.channels_last import ChannelGELU, ChannelNorm, gelu
 
 
 class ConvNorm(nn.Module):
@@ -46,24 +46,12 @@ class ConvNorm(nn.Module):
         self.bn = nn.Identity()
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU of a feature map in channels-last memory, seen as the contiguous tensor that torch's fast CPU kernel wants."""
-    return functional.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class ChannelsLastGELU(nn.Module):
-    """``gelu`` as a module."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return gelu(x)
-
-
 class PatchEmbed(nn.Module):
     """Two 1x1 convolutions at full resolution: (B, 3, H, W) to (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(ConvNorm(3, channels // 2), ChannelsLastGELU(), ConvNorm(channels // 2, channels))
+        self.seq = nn.Sequential(ConvNorm(3, channels // 2), ChannelGELU(), ConvNorm(channels // 2, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.seq(x)  # type: ignore[no-any-return]

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from fedsam_pipeline.model.attention import attend
 from fedsam_pipeline.model.cast_linear import CastLinear
-from fedsam_pipeline.model.layer_norm import ChannelNorm
-from fedsam_pipeline.model.sam_modules import ImageEncoderViT, LayerNorm2d
+from fedsam_pipeline.model.channels_last import in_channels_last
+from fedsam_pipeline.model.sam_modules import ImageEncoderViT
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 
 
@@ -45,17 +45,33 @@ def published_vit(spec: BaseModelSpec, image_size: int) -> nn.Module:
 
 
 def fast_vit(encoder: nn.Module) -> nn.Module:
-    """Puts our blocks in the place of ``encoder``'s own, and its parameters into them; returns it."""
+    """Puts our modules in the place of ``encoder``'s own, and its parameters into them; returns it."""
+    encoder.add_module("patch_embed", PatchEmbed(encoder.get_submodule("patch_embed")))
     blocks = encoder.get_submodule("blocks")
     assert isinstance(blocks, nn.ModuleList)
     for i, block in enumerate(blocks):
         blocks[i] = ViTBlock(block)
     neck = encoder.get_submodule("neck")
     assert isinstance(neck, nn.Sequential)
-    for i, layer in enumerate(neck):
-        if isinstance(layer, LayerNorm2d):
-            neck[i] = ChannelNorm.of(layer)
+    in_channels_last(neck)
     return encoder
+
+
+class PatchEmbed(nn.Module):
+    """A convolution that cuts the image into patches: (B, 3, H, W) to (B, H / 16, W / 16, C), contiguous.
+
+    The published one returns a view of channels-first memory, whose order every sum with it keeps: all blocks then copy their input.
+
+    Args:
+        plain: that of ``segment_anything``, whose parameters it takes over.
+    """
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.proj = plain.get_submodule("proj")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).permute(0, 2, 3, 1).contiguous()  # type: ignore[no-any-return]
 
 
 class ViTBlock(nn.Module):
@@ -146,4 +162,4 @@ class RelPosAttention(nn.Module):
         steps = (terms.stride(0), terms.stride(1), columns * offsets, offsets)
         down = terms.as_strided((*outer, rows), (*steps[:2], steps[2] - 1, steps[3], 1), rows - 1)
         across = terms.as_strided((*outer, columns), (*steps[:3], steps[3] - 1, 1), 2 * rows - 1 + columns - 1)
-        return torch.cat([query * size**-0.5, down.flatten(2, 3), across.flatten(2, 3)], dim=-1)
+        return torch.cat([(query * size**-0.5).view(*outer, size), down, across], dim=-1).flatten(2, 3)

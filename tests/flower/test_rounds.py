@@ -18,6 +18,7 @@ from fedsam_pipeline.flower.exchange import RunStopped
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_record
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
+from fedsam_pipeline.model import compilation
 from fedsam_pipeline.model.build import build_adapted
 from fedsam_pipeline.model.trained_files import load_tensors
 from fedsam_pipeline.preprocessing.store import CaseStore
@@ -172,6 +173,17 @@ def test_each_machine_notes_how_it_carries_out_a_step_and_parts_of_it_train_the_
     for name, tensor in divided.run().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0.05, atol=5e-3)  # bfloat16 where the machine has it
     assert Execution.load(divided.setups[0].execution_file).micro_batch == 1
+
+
+def test_a_site_that_compiles_its_encoder_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")  # traced, but not put into C++
+    updates = []
+    for compiled in (False, True):
+        worker = SiteWorker(replace(setups(tmp_path / str(compiled))[0], compiled=compiled))
+        worker.take(worker.held(0), {})
+        updates.append(worker.train(SCHEDULE, 1)[0].decoded)
+    for name, tensor in updates[0].items():
+        torch.testing.assert_close(updates[1][name], tensor, rtol=0.05, atol=5e-3)  # bfloat16 where the machine has it
 
 
 def test_a_site_refuses_a_plan_it_did_not_agree_to(tmp_path: Path) -> None:

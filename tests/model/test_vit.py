@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from fedsam_pipeline.model import attention
 from fedsam_pipeline.model.adapter import Adapter, inject_adapters
 from fedsam_pipeline.model.injection import inject_lora
-from fedsam_pipeline.model.layer_norm import ChannelNorm
 from fedsam_pipeline.model.lora import lora_layers
 from fedsam_pipeline.model.recompute import set_recompute
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
-from fedsam_pipeline.model.sam_modules import LayerNorm2d
 from fedsam_pipeline.model.vit import fast_vit, published_vit
 from fedsam_pipeline.specs.base_model import BaseModelSpec, EncoderShape
 from fedsam_pipeline.specs.recipe import AdapterRecipe, LoRARecipe
@@ -178,16 +176,3 @@ def test_with_medical_sam_adapters_both_encoders_train_alike(monkeypatch: pytest
         found.append(run(model.image_encoder, torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))))
     assert sum(".adapter." in name for name in found[0]) == 32
     assert_same(found[1], found[0])
-
-
-@settings(max_examples=10, deadline=None)
-@given(batch=st.integers(1, 3), channels=st.integers(1, 20), height=st.integers(1, 9), width=st.integers(1, 9), last=st.booleans())
-def test_channel_norm_is_sams(batch: int, channels: int, height: int, width: int, last: bool) -> None:
-    plain = LayerNorm2d(channels)
-    nn.init.normal_(plain.weight)
-    nn.init.normal_(plain.bias)
-    ours = ChannelNorm.of(plain)
-    assert list(ours.state_dict()) == list(plain.state_dict())
-    images = torch.randn(batch, channels, height, width) * 3 + 1
-    images = images.contiguous(memory_format=torch.channels_last) if last else images
-    torch.testing.assert_close(ours(images), plain(images), rtol=1e-4, atol=1e-4)

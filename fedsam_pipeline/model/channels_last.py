@@ -1,9 +1,11 @@
-"""LayerNorm over the channels of feature maps."""
+"""Layers for feature maps (B, C, H, W) in channels-last memory, where a pixel's channels lie side by side."""
 
 from typing import Self
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fedsam_pipeline.model.sam_modules import LayerNorm2d
 
 
 class ChannelNorm(nn.Module):
@@ -29,3 +31,24 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a feature map, seen as the contiguous tensor that torch's fast CPU kernel wants: half the time, the same values."""
+    return functional.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ChannelGELU(nn.Module):
+    """``gelu`` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
+def in_channels_last(layers: nn.Sequential) -> None:
+    """Replaces SAM's norms and GELUs among ``layers`` by ours, parameters and their names kept."""
+    for i, layer in enumerate(layers):
+        if isinstance(layer, LayerNorm2d):
+            layers[i] = ChannelNorm.of(layer)
+        elif isinstance(layer, nn.GELU):
+            layers[i] = ChannelGELU()
