@@ -32,6 +32,7 @@ from benchmarks import records
 from benchmarks.ceiling import measure_ceiling
 from benchmarks.reference.training_step import PlainSam, PlainTrainer, largest_difference
 from benchmarks.side_by_side import in_turns, peak_of, print_peak, print_rows, rows
+from fedsam_pipeline.memory import keep_freed_memory
 from fedsam_pipeline.model.build import AdaptedModel, build_planned
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.registry import BASE_MODELS, base_model_spec
@@ -301,6 +302,7 @@ def main() -> int:
     parser.add_argument("--peak", choices=("ours", "reference"), help="take one turn of one program and print what memory it takes")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    keep_freed_memory()  # as at a site
     BASE_MODELS[PADDED] = base_model_spec("vit_b").model_copy(update={"name": PADDED, "window_multiple": 16})
     if arguments.peak:
         show_peak(arguments.modes[0], arguments.peak, device)
