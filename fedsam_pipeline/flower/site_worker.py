@@ -33,13 +33,14 @@ from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.manifest import Manifest, Wire
 from fedsam_pipeline.training.execution import apply_execution, choose_execution, memory_budget
+from fedsam_pipeline.training.feature_pool import FILE_NAME
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RoundResult, RunSchedule
 from fedsam_pipeline.training.slab_loader import SlabLoader
 
 log = logging.getLogger(__name__)
 _LOCAL_PREFIX, _HELD_PREFIX, _LOST_PREFIX = "local/", "held/", "residual/"
 """In a site's state, beside the optimizer's moments: tensors that never travel, the state the round started from, what its update lost"""
-PERSONAL_FOLDER = "personal"
+PERSONAL_FOLDER, FEATURES_FOLDER = "personal", "features"
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class SiteWorker:
         apply_execution(self._adapted.model, execution)
         if self._setup.compiled:
             compile_encoder(self._adapted.model, torch.device(self._setup.device))
+        features = setup.state_folder / FEATURES_FOLDER
         trainer = LocalTrainer(
             self._adapted,
             loader,
@@ -189,6 +191,7 @@ class SiteWorker:
             setup.model.recipe,
             torch.device(setup.device),
             micro_batch=execution.micro_batch,
+            feature_folder=features,
         )
         state = self._state_before(round_number)
         self._adapted.load_tensors(self._received | _without_prefix(state, _LOCAL_PREFIX))
@@ -206,6 +209,8 @@ class SiteWorker:
         coded |= {f"{_LOST_PREFIX}{name}": tensor for name, tensor in encoded.residual.items()}
         self._loaded = None  # the disk changes
         self._states.save(round_number, trainer.optimizer_state() | local | coded)
+        if round_number == schedule.rounds:
+            (features / FILE_NAME).unlink(missing_ok=True)  # of no more use
         return encoded, result
 
     def _frozen(self, round_number: int) -> set[str]:
