@@ -18,7 +18,7 @@ from typing import get_args
 import numpy as np
 
 from benchmarks import records
-from benchmarks.ct_plan import ct_plan
+from benchmarks.made_up_ct import ct_plan
 from benchmarks.nnunet import timed
 from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.volume import write_image

@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks import records
 from benchmarks.ceiling import measure_ceiling
-from benchmarks.ct_plan import ct_plan
+from benchmarks.made_up_ct import ct_plan
 from benchmarks.reference import resampling as reference
 from benchmarks.side_by_side import Row, in_turns, peak_of, print_peak, print_rows, rows
 from fedsam_pipeline.inference.export import export_stream

@@ -1,9 +1,16 @@
-"""The plan of a made-up CT dataset, for benchmarks that need a plan and no dataset."""
+"""A made-up CT volume and a plan for it, for benchmarks that need no dataset. Nothing in them is medical."""
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedsam_pipeline.specs.plans import ChannelPlan, InputTerm, Plans, PromptPlan, ResamplingPlan, TrainingPlan
 
 WIDE = (-1000.0, 400.0)
 """HU of everything from air to bone"""
+ORGANS = (-40.0, 180.0)
+"""HU of soft tissue: what a plan for an abdominal organ clips to"""
+AIR, TISSUE, ORGAN = -1000.0, 30.0, 110.0
+NOISE = 12.0
 
 
 def ct_plan(
@@ -48,3 +55,24 @@ def ct_plan(
         fingerprint_sha256="0" * 64,
         why={},
     )
+
+
+def ct_volume(slices: int, side: int, air: int) -> NDArray[np.int16]:
+    """HU (slices, side, side): an elliptic body of 0.8 x 0.6 sides with organs in it, and noise everywhere.
+
+    Args:
+        slices: all of them.
+        side: of a slice, voxels.
+        air: how many at each end lie outside the body and show air alone.
+    """
+    generator = np.random.default_rng(0)
+    across = (np.arange(side) + 0.5) / side - 0.5
+    body = (across[:, None] / 0.3) ** 2 + (across[None] / 0.4) ** 2 <= 1
+    volume = np.empty((slices, side, side), dtype=np.int16)
+    for s, plane in enumerate(volume):
+        along = (s - slices / 2) / slices
+        organ = ((across[:, None] - 0.1) / 0.12) ** 2 + ((across[None] + 0.15 * np.sin(9 * along)) / 0.16) ** 2 + (along / 0.3) ** 2 <= 1
+        inside = body if air <= s < slices - air else np.zeros_like(body)
+        hounsfield = np.where(inside, np.where(organ, ORGAN, TISSUE), AIR)
+        plane[...] = np.round(hounsfield + NOISE * generator.standard_normal((side, side), dtype=np.float32))
+    return volume
