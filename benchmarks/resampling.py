@@ -1,6 +1,6 @@
 """Resampling of images, labels and predictions: the product's code beside scikit-image as nnU-Net uses it, in turns.
 
-python -m benchmarks.resampling [--size 100 320 320] [--classes 5] [--turns 3]
+python -m benchmarks.resampling [--size 100 320 320] [--classes 5] [--turns 3] [--subjects image labels]
 
 Images and masks of --size voxels grow by a tenth along each axis. "Planned" is what the planner chooses, linear interpolation; nnU-Net's
 choice, cubic splines, stands beside it. An exported prediction has the size's classes and becomes a quarter larger along each axis.
@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,10 @@ def agrees(subject: str, theirs: NDArray[Any], ours: NDArray[Any]) -> bool:
     return error <= MAX_ERROR
 
 
+def _keep(results: dict[str, NDArray[Any]], name: str, run: Program) -> None:
+    results[name] = run()
+
+
 def measure(subject: str, size: Size, classes: int, turns: int, copied: float) -> tuple[list[Row], bool]:
     """The lines of one subject, and whether the results agree.
 
@@ -150,8 +155,9 @@ def measure(subject: str, size: Size, classes: int, turns: int, copied: float) -
     """
     of_subject = task(subject, size, classes)
     names = list(of_subject.programs)
-    same = agrees(subject, of_subject.programs[names[0]](), of_subject.programs[of_subject.compared]())
-    seconds = in_turns(of_subject.programs, turns)
+    results: dict[str, NDArray[Any]] = {}
+    seconds = in_turns({name: partial(_keep, results, name, run) for name, run in of_subject.programs.items()}, turns)
+    same = agrees(subject, results[names[0]], results[of_subject.compared])
     arguments = ["--size", *map(str, size), "--classes", str(classes)]
     peaks = {name: peak_of("benchmarks.resampling", [*arguments, "--only", subject, name]) for name in names}
     found = rows(seconds, subject, units=of_subject.voxels / 1e6, peaks=peaks)
@@ -164,6 +170,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, nargs=3, default=[100, 320, 320], metavar=("Z", "Y", "X"))
     parser.add_argument("--classes", type=int, default=5, help="background included")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS)
     parser.add_argument("--only", nargs=2, metavar=("SUBJECT", "PROGRAM"), help="run one program once and print the memory that it added")
     arguments = parser.parse_args()
     size: Size = (arguments.size[0], arguments.size[1], arguments.size[2])
@@ -173,7 +180,7 @@ def main() -> int:
         return 0
     copied = measure_ceiling(torch.device("cpu"), torch.float32).bytes_per_second
     found, agree = [], True
-    for subject in SUBJECTS:
+    for subject in arguments.subjects:
         of_subject, same = measure(subject, size, arguments.classes, arguments.turns, copied)
         found += of_subject
         agree &= same

@@ -18,7 +18,7 @@ def resample_labels(labels: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:
     """(Z, Y, X) to ``size``: the mask of every class is interpolated linearly, and the largest share wins."""
     values = np.unique(labels)
     shares = np.stack([_resized(labels == value, size, 1, None) for value in values])
-    return values[shares.argmax(axis=0)]
+    return np.asarray(values[shares.argmax(axis=0)])
 
 
 def export(logits: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.uint8]:
@@ -26,7 +26,7 @@ def export(logits: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.uint8
     resampled = np.stack([_resized(scores, size, 1, None) for scores in logits]).astype(np.float32)
     exponential = np.exp(resampled - resampled.max(axis=0))
     probabilities = exponential / exponential.sum(axis=0)
-    return probabilities.argmax(axis=0).astype(np.uint8)
+    return np.asarray(probabilities.argmax(axis=0), dtype=np.uint8)
 
 
 def _resized(volume: NDArray[Any], size: Sequence[int], order: int, coarse_axis: int | None) -> NDArray[np.float64]:
@@ -41,4 +41,5 @@ def _resized(volume: NDArray[Any], size: Sequence[int], order: int, coarse_axis:
 
 
 def _resize(array: NDArray[np.float64], size: Sequence[int], order: int) -> NDArray[np.float64]:
-    return np.asarray(resize(array, tuple(size), order, mode="edge", clip=True, anti_aliasing=False))
+    resized = resize(array, tuple(size), order, mode="edge", clip=True, anti_aliasing=False)  # type: ignore[no-untyped-call]
+    return np.asarray(resized, dtype=np.float64)

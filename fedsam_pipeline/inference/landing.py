@@ -25,7 +25,7 @@ class Landing:
         if tensor.device.type == "cuda":
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._landed = torch.cuda.Event()
+            self._landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._landed.record(torch.cuda.current_stream(tensor.device))
 
     def wait(self) -> torch.Tensor:
