@@ -80,5 +80,5 @@ def test_the_phases_of_a_prediction_are_timed(tmp_path: Path, monkeypatch: pytes
 
 def test_make_bench_runs_scripts_that_exist() -> None:
     root = Path(__file__).parents[2]
-    (line,) = re.findall(r"^BENCHES \\?= (.*)$", (root / "Makefile").read_text(), flags=re.MULTILINE)
+    (line,) = re.findall(r"^BENCHES \?= (.*)$", (root / "Makefile").read_text(), flags=re.MULTILINE)
     assert [name for name in line.split() if not (root / "benchmarks" / f"{name}.py").is_file()] == []
