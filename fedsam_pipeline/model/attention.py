@@ -1,0 +1,98 @@
+"""Scaled dot-product attention for small windows on CPUs, and torch's fused kernel elsewhere.
+
+Torch's fused CPU kernel parallelizes over few large sequences; windows of 49 to 784 tokens with a bias suit it badly, above all in the
+backward pass. Here the scores of a part of the windows at a time are one batched product, kept small enough for the caches, and the backward
+pass computes them again instead of keeping them, as FlashAttention does (Dao et al., NeurIPS 2022, arXiv:2205.14135): memory is linear in
+the tokens and independent of the batch.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SCORES_AT_ONCE = 1 << 20
+"""attention scores that are held at once; measured, see benchmarks/encoders.py"""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(query key^T + bias) value.
+
+    Args:
+        query: (B, heads, N, d), already scaled.
+        key: (B, heads, N, d).
+        value: (B, heads, N, c).
+        bias: (heads, N, N), of the same dtype; ``None``: none.
+
+    Returns:
+        (B, heads, N, c).
+    """
+    if query.device.type != "cpu":
+        return fused(query, key, value, bias)
+    flat = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    mixed: Tensor = _PartAfterPart.apply(*flat, bias)  # type: ignore[no-untyped-call]
+    return mixed.unflatten(0, query.shape[:2])
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``attend`` by torch's own kernel, which wants values as wide as queries."""
+    width, wide = value.shape[-1], query.shape[-1]
+    value = functional.pad(value, (0, wide - width))
+    mask = None if bias is None else bias[None]
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)[..., :width]
+
+
+def _parts(groups: int, tokens: int, unit: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of groups and of their queries whose scores fit ``SCORES_AT_ONCE``; groups in multiples of ``unit``, one unit at least."""
+    per_unit = unit * tokens * tokens
+    count = max(1, SCORES_AT_ONCE // per_unit) * unit
+    rows = tokens if per_unit <= SCORES_AT_ONCE else max(1, SCORES_AT_ONCE // (unit * tokens))
+    for group in range(0, groups, count):
+        for row in range(0, tokens, rows):
+            yield slice(group, group + count), slice(row, row + rows)
+
+
+class _PartAfterPart(torch.autograd.Function):
+    """``attend`` on (B * heads, N, .); saves its arguments and none of the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        ctx.save_for_backward(query, key, value, bias)
+        mixed = torch.empty_like(value)
+        with torch.autocast("cpu", enabled=False):
+            for group, row in _parts(*query.shape[:2], _unit(bias)):
+                mixed[group, row] = torch.bmm(_probabilities(query[group, row], key[group], bias, row), value[group])
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[3] else None
+        with torch.autocast("cpu", enabled=False):
+            for group, row in _parts(*query.shape[:2], _unit(bias)):
+                outer = gradient[group, row]
+                weights = _probabilities(query[group, row], key[group], bias, row)
+                of_value[group] += torch.bmm(weights.transpose(1, 2), outer)
+                of_weights = torch.bmm(outer, value[group].transpose(1, 2))
+                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                of_query[group, row] = torch.bmm(of_scores, key[group])
+                of_key[group] += torch.bmm(of_scores.transpose(1, 2), query[group, row])
+                if of_bias is not None:
+                    of_bias[:, row] += of_scores.unflatten(0, (-1, len(bias))).sum(dim=0, dtype=torch.float32)
+        return of_query, of_key, of_value, None if of_bias is None else of_bias.to(bias.dtype)
+
+
+def _unit(bias: Tensor | None) -> int:
+    return 1 if bias is None else len(bias)
+
+
+def _probabilities(query: Tensor, key: Tensor, bias: Tensor | None, row: slice) -> Tensor:
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if bias is not None:
+        scores.unflatten(0, (-1, len(bias))).add_(bias[:, row])
+    return scores.softmax(dim=-1)
