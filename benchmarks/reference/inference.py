@@ -7,13 +7,13 @@ LiteMedSAM: TinyViT with its BatchNorm) and its decoder, one slice at a time; th
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedsam_pipeline.model.build import HEAD_SEED
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
-from fedsam_pipeline.model.sam_modules import ImageEncoderViT
+from fedsam_pipeline.model.vit import published_vit
 
 REACH = 2
 """slices on both sides of the one that is predicted"""
@@ -26,18 +26,7 @@ def plain_model(base_model: str, num_classes: int, image_size: int) -> PromptFre
         torch.manual_seed(HEAD_SEED)
         model = PromptFreeSam(spec, num_classes, image_size)
     if spec.encoder == "vit":
-        shape = spec.encoder_shape
-        encoder: nn.Module = ImageEncoderViT(
-            depth=shape.depths[0],
-            embed_dim=shape.embed_dims[0],
-            img_size=image_size,
-            norm_layer=lambda dim: nn.LayerNorm(dim, eps=1e-6),
-            num_heads=shape.heads[0],
-            qkv_bias=True,
-            use_rel_pos=True,
-            global_attn_indexes=shape.global_attention,
-            window_size=shape.windows[0],
-        )
+        encoder = published_vit(spec, image_size)
         encoder.load_state_dict(model.image_encoder.state_dict())
         model.image_encoder = encoder
     return model.eval()
