@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=not_negative_int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
+    parser.add_argument("--compile", action="store_true", help="compile the image encoder: the first steps are slow; for long runs")
     parser.add_argument(
         "--workers", type=positive_int, help="sites that compute at the same time in simulation (default: as many as cores)"
     )
@@ -119,6 +120,7 @@ def _body(arguments: argparse.Namespace) -> None:
         val_every=arguments.val_every,
         seed=arguments.seed,
         device=arguments.device,
+        compiled=arguments.compile,
         workers=arguments.workers,
         gpu_memory_target=arguments.gpu_memory_target,
         strategy=arguments.strategy,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.reference.tiny_vit import PlainTinyViT
 from fedsam_pipeline.model.build import HEAD_SEED
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
@@ -25,10 +26,9 @@ def plain_model(base_model: str, num_classes: int, image_size: int) -> PromptFre
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         model = PromptFreeSam(spec, num_classes, image_size)
-    if spec.encoder == "vit":
-        encoder = published_vit(spec, image_size)
-        encoder.load_state_dict(model.image_encoder.state_dict())
-        model.image_encoder = encoder
+    encoder = published_vit(spec, image_size) if spec.encoder == "vit" else PlainTinyViT(spec)
+    encoder.load_state_dict(model.image_encoder.state_dict())
+    model.image_encoder = encoder
     return model.eval()
 
 

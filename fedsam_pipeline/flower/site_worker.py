@@ -24,7 +24,8 @@ from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.inference.ensemble import stream_ensemble
 from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
-from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.model.compilation import compile_encoder
+from fedsam_pipeline.model.device import allow_tf32, autocast_dtype
 from fedsam_pipeline.model.lora import merged_lora
 from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
@@ -54,6 +55,7 @@ class SiteSetup:
         model: plan, recipe and base weights.
         state_folder: its optimizer moments, local tensors, the last state it received, what its last update lost, and logs.
         device: name of the device.
+        compiled: whether it compiles the image encoder; results stay the same.
         num_threads: CPU threads it may use.
         execution_file: where this machine keeps how it carries out a step.
         memory_target: bytes that the images of a step may take on the device; ``None``: most of what is free.
@@ -86,6 +88,7 @@ class SiteSetup:
     other_folds: dict[str, Path] = field(default_factory=dict)
     patients: dict[str, str] = field(default_factory=dict)
     privacy_floor: int = DEFAULT_FLOOR
+    compiled: bool = False
 
     @property
     def labels(self) -> LabelScheme:
@@ -100,11 +103,12 @@ _models: dict[tuple[str, ...], tuple[AdaptedModel, dict[str, Tensor]]] = {}
 
 def worker_model(setup: SiteSetup) -> tuple[AdaptedModel, dict[str, Tensor]]:
     """The model of this process, built once however many rounds and sites it serves, and a copy of its trained tensors at round 0."""
-    key = (*setup.model.agreement().values(), setup.device)
+    key = (*setup.model.agreement().values(), setup.device, str(setup.compiled))
     if key not in _models:
         _models.clear()
         adapted = setup.model.build()
         adapted.model.to(setup.device)
+        allow_tf32(torch.device(setup.device))
         _models[key] = adapted, {name: tensor.cpu().clone() for name, tensor in adapted.trained_tensors().items()}
         log.info("built %s", setup.model.plans.base_model)
     return _models[key]
@@ -177,6 +181,8 @@ class SiteWorker:
         loader = SlabLoader(self._store, setup.train_cases, setup.model.plans, annotated, setup.model.configuration)
         execution = self._execution()
         apply_execution(self._adapted.model, execution)
+        if self._setup.compiled:
+            compile_encoder(self._adapted.model, torch.device(self._setup.device))
         trainer = LocalTrainer(
             self._adapted,
             loader,

@@ -1,9 +1,8 @@
-"""Scaled dot-product attention for small windows on CPUs, and torch's fused kernel elsewhere.
+"""Scaled dot-product attention for the windows of image encoders on CPUs, and torch's fused kernel elsewhere.
 
-Torch's fused CPU kernel parallelizes over few large sequences; windows of 49 to 784 tokens with a bias suit it badly, above all in the
-backward pass. Here the scores of a part of the windows at a time are one batched product, kept small enough for the caches, and the backward
-pass computes them again instead of keeping them, as FlashAttention does (Dao et al., NeurIPS 2022, arXiv:2205.14135): memory is linear in
-the tokens and independent of the batch.
+Torch's fused CPU kernel is slow at windows of 49 to 784 tokens, above all in the backward pass. Small windows are plain products here. For
+large ones the scores of a part of the queries at a time are one product, small enough for the caches, and the backward pass computes them
+again instead of keeping them, as FlashAttention does (Dao et al., NeurIPS 2022, arXiv:2205.14135): memory is linear in the tokens.
 """
 
 from collections.abc import Iterator
@@ -13,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SCORES_AT_ONCE = 1 << 20
-"""attention scores that are held at once; measured, see benchmarks/encoders.py"""
+SMALL_WINDOW = 256
+"""tokens up to which scores are computed at once and kept for the backward pass: faster than computing them again, and a small part of what
+a training step keeps (at 196 tokens of ViT-B an eighth)"""
+SCORES_AT_ONCE = 1 << 21
+"""of larger windows: what fits the caches of a few cores"""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,9 +33,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     """
     if query.device.type != "cpu":
         return fused(query, key, value, bias)
+    if query.shape[2] <= SMALL_WINDOW:
+        return plain(query, key, value, bias)
     flat = (tensor.flatten(0, 1) for tensor in (query, key, value))
     mixed: Tensor = _PartAfterPart.apply(*flat, bias)  # type: ignore[no-untyped-call]
     return mixed.unflatten(0, query.shape[:2])
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``attend`` as it is written."""
+    scores = query @ key.transpose(-2, -1)
+    if bias is not None:
+        scores += bias
+    return scores.softmax(dim=-1) @ value
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -64,24 +76,24 @@ class _PartAfterPart(torch.autograd.Function):
         mixed = torch.empty_like(value)
         with torch.autocast("cpu", enabled=False):
             for group, row in _parts(*query.shape[:2], _unit(bias)):
-                mixed[group, row] = torch.bmm(_probabilities(query[group, row], key[group], bias, row), value[group])
+                mixed[group, row].baddbmm_(_probabilities(query[group, row], key[group], bias, row), value[group], beta=0)
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         with torch.autocast("cpu", enabled=False):
             for group, row in _parts(*query.shape[:2], _unit(bias)):
-                outer = gradient[group, row]
+                outer, earlier = gradient[group, row], int(row.start > 0)  # other rows have added to keys and values
                 weights = _probabilities(query[group, row], key[group], bias, row)
-                of_value[group] += torch.bmm(weights.transpose(1, 2), outer)
+                of_value[group].baddbmm_(weights.transpose(1, 2), outer, beta=earlier)
                 of_weights = torch.bmm(outer, value[group].transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                of_query[group, row] = torch.bmm(of_scores, key[group])
-                of_key[group] += torch.bmm(of_scores.transpose(1, 2), query[group, row])
+                of_query[group, row].baddbmm_(of_scores, key[group], beta=0)
+                of_key[group].baddbmm_(of_scores.transpose(1, 2), query[group, row], beta=earlier)
                 if of_bias is not None:
                     of_bias[:, row] += of_scores.unflatten(0, (-1, len(bias))).sum(dim=0, dtype=torch.float32)
         return of_query, of_key, of_value, None if of_bias is None else of_bias.to(bias.dtype)

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsam_pipeline.model.cast_linear import CastLinear
 
-class LoRALinear(nn.Linear):
+
+class LoRALinear(CastLinear):
     """A linear layer with LoRA on some or all of its output rows.
 
     Attributes:
@@ -49,7 +51,7 @@ class LoRALinear(nn.Linear):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        base = functional.linear(x, self.weight, self.bias)
+        base = super().forward(x)
         if self._merged or not self.enabled:
             return base
         down, up = self._stacked_factors()

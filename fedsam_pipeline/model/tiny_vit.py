@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsam_pipeline.model.attention import attend
+from fedsam_pipeline.model.cast_linear import CastLinear
 from fedsam_pipeline.model.layer_norm import ChannelNorm
 
 
@@ -45,12 +46,24 @@ class ConvNorm(nn.Module):
         self.bn = nn.Identity()
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a feature map in channels-last memory, seen as the contiguous tensor that torch's fast CPU kernel wants."""
+    return functional.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ChannelsLastGELU(nn.Module):
+    """``gelu`` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
 class PatchEmbed(nn.Module):
     """Two 1x1 convolutions at full resolution: (B, 3, H, W) to (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(ConvNorm(3, channels // 2), nn.GELU(), ConvNorm(channels // 2, channels))
+        self.seq = nn.Sequential(ConvNorm(3, channels // 2), ChannelsLastGELU(), ConvNorm(channels // 2, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.seq(x)  # type: ignore[no-any-return]
@@ -67,10 +80,9 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.gelu(self.conv1(x))
-        hidden = functional.gelu(self.conv2(hidden))
-        output: Tensor = functional.gelu(self.conv3(hidden) + x)
-        return output
+        hidden = gelu(self.conv1(x))
+        hidden = gelu(self.conv2(hidden))
+        return gelu(self.conv3(hidden) + x)
 
 
 class PatchMerging(nn.Module):
@@ -83,8 +95,8 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.gelu(self.conv1(x))
-        x = functional.gelu(self.conv2(x))
+        x = gelu(self.conv1(x))
+        x = gelu(self.conv2(x))
         return self.conv3(x)  # type: ignore[no-any-return]
 
 
@@ -100,8 +112,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = CastLinear(dim, 3 * dim)
+        self.proj = CastLinear(dim, dim)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         y, x = y.flatten(), x.flatten()
@@ -124,8 +136,8 @@ class TransformerMLP(nn.Module):
     def __init__(self, dim: int, expansion: int = 4) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, dim * expansion)
-        self.fc2 = nn.Linear(dim * expansion, dim)
+        self.fc1 = CastLinear(dim, dim * expansion)
+        self.fc2 = CastLinear(dim * expansion, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(functional.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]

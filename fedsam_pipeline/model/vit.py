@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsam_pipeline.model.attention import attend
+from fedsam_pipeline.model.cast_linear import CastLinear
 from fedsam_pipeline.model.layer_norm import ChannelNorm
 from fedsam_pipeline.model.sam_modules import ImageEncoderViT, LayerNorm2d
 from fedsam_pipeline.specs.base_model import BaseModelSpec
@@ -70,10 +71,18 @@ class ViTBlock(nn.Module):
         self.attn = RelPosAttention(plain.get_submodule("attn"), int(plain.window_size))  # type: ignore[arg-type]
         self.norm2 = plain.get_submodule("norm2")
         self.mlp = plain.get_submodule("mlp")
+        _cast_once(self.mlp, "lin1", "lin2")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+def _cast_once(parent: nn.Module, *names: str) -> None:
+    for name in names:
+        linear = parent.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        setattr(parent, name, CastLinear.of(linear))
 
 
 class RelPosAttention(nn.Module):
@@ -92,6 +101,7 @@ class RelPosAttention(nn.Module):
         # the order in which the plain module lists them
         self.rel_pos_h, self.rel_pos_w = plain.get_parameter("rel_pos_h"), plain.get_parameter("rel_pos_w")
         self.qkv, self.proj = plain.get_submodule("qkv"), plain.get_submodule("proj")
+        _cast_once(self, "qkv", "proj")
         rows, columns = ((len(table) + 1) // 2 for table in (self.rel_pos_h, self.rel_pos_w))
         token = torch.arange(rows * columns)
         places = torch.cat([functional.one_hot(token // columns, rows), functional.one_hot(token % columns, columns)], dim=1)

@@ -54,6 +54,7 @@ class TrainRequest:
     val_every: int | None = None
     seed: int = 0
     device: str = "auto"
+    compiled: bool = False
     workers: int | None = None
     gpu_memory_target: float | None = None
     """GiB"""
@@ -231,6 +232,7 @@ def _run_setup(
             model=model,
             state_folder=(fold / "sites" / site).absolute(),
             device=choose_device(request.device).type,
+            compiled=request.compiled,
             num_threads=max(1, usable_cores() // workers),
             execution_file=(fold / "execution" / f"{site}.json").absolute(),
             memory_target=None if request.gpu_memory_target is None else int(request.gpu_memory_target * (1 << 30)),

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from fedsam_pipeline.model import attention
 from fedsam_pipeline.model.attention import attend, fused
@@ -23,20 +24,24 @@ def gradients(of: list[Tensor], output: Tensor) -> list[Tensor]:
     width=st.integers(1, 9),
     value_width=st.integers(1, 9),
     biased=st.booleans(),
+    small=st.sampled_from([0, 256]),
     scores=st.sampled_from([1, 40, 500, 1 << 20]),
 )
 def test_outputs_and_gradients_equal_torchs(
-    batch: int, heads: int, tokens: int, width: int, value_width: int, biased: bool, scores: int
+    batch: int, heads: int, tokens: int, width: int, value_width: int, biased: bool, small: int, scores: int
 ) -> None:
     query, key = (torch.randn(batch, tokens, heads, width).transpose(1, 2).requires_grad_() for _ in range(2))
     value = torch.randn(batch, heads, tokens, value_width, requires_grad=True)
     bias = torch.randn(heads, tokens, tokens, requires_grad=True) if biased else None
     inputs = [query, key, value, *([] if bias is None else [bias])]
-    plain = (query @ key.transpose(-2, -1) + (0 if bias is None else bias)).softmax(dim=-1) @ value
+    mask = None if bias is None else bias[None]
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SMALL_WINDOW", small)
         patch.setattr(attention, "SCORES_AT_ONCE", scores)
-        for found, expected in zip(gradients(inputs, attend(query, key, value, bias)), gradients(inputs, plain), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        found = gradients(inputs, attend(query, key, value, bias))
+    for own, torchs in zip(found, gradients(inputs, expected), strict=True):
+        torch.testing.assert_close(own, torchs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -70,8 +70,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 @contextmanager
 def scores_at_once(count: int) -> Iterator[None]:
-    """Attention in parts of this size."""
+    """All attention in parts of this size."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SMALL_WINDOW", 0)
         patch.setattr(attention, "SCORES_AT_ONCE", count)
         yield
 
@@ -82,12 +83,12 @@ def scores_at_once(count: int) -> Iterator[None]:
     window=st.integers(2, 5),
     heads=st.sampled_from([1, 2, 3]),
     batch=st.integers(1, 3),
-    scores=st.sampled_from([7, 300, 1 << 20]),
+    scores=st.sampled_from([0, 7, 300, 1 << 20]),
 )
 def test_outputs_and_all_gradients_are_those_of_the_published_encoder(side: int, window: int, heads: int, batch: int, scores: int) -> None:
     plain, ours = pair(spec_of(4 * heads, heads, window), side)
     images = torch.randn(batch, 3, side * 16, side * 16)
-    with scores_at_once(scores):
+    with scores_at_once(scores) if scores else nullcontext():
         assert_same(run(ours, images), run(plain, images))
 
 
@@ -120,12 +121,19 @@ def test_position_tables_that_a_step_has_changed_are_used() -> None:
         assert error(ours(images), plain(images)) < FLOAT32_TOLERANCE
 
 
-def test_no_scores_are_kept_for_the_backward_pass() -> None:
-    _, ours = pair(spec_of(8, 2, 2), 12)
+def test_no_scores_of_large_windows_are_kept_for_the_backward_pass() -> None:
+    _, ours = pair(spec_of(8, 8, 2), 12)
+    own = {parameter.data_ptr() for parameter in ours.parameters()}
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda tensor: tensor):
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            kept.append(tensor.numel())
+        return tensor
+
+    with scores_at_once(1 << 21), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         ours(torch.randn(1, 3, 192, 192))
-    assert max(kept) < 2 * 144 * 144  # scores of the two heads over the whole image
+    assert 0 < max(kept) <= 3 * 192 * 192 < 8 * 144 * 144  # the images are the largest; scores of eight heads would be larger
 
 
 def small_model(monkeypatch: pytest.MonkeyPatch, *, published: bool) -> PromptFreeSam:

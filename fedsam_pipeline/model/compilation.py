@@ -1,0 +1,33 @@
+"""``torch.compile`` for the blocks of an image encoder: machine-dependent, optional, and part of no plan, recipe or hash."""
+
+import torch
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.recompute import encoder_blocks
+from fedsam_pipeline.model.sam import PromptFreeSam
+
+BACKEND = "inductor"
+
+
+def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:
+    """Has every block of the image encoder compiled when it is first called. Names of parameters and modules stay; twice is once.
+
+    Args:
+        model: with all that is put into it; its weights may change later.
+        device: where it computes.
+
+    Raises:
+        FedsamError: torch cannot compile here: on CPUs it needs a C++ compiler.
+    """
+    try:
+        torch.compile(torch.neg, backend=BACKEND)(torch.zeros(8, device=device))
+    except RuntimeError as error:  # of dynamo, of the backend, of the compiler
+        raise FedsamError(
+            "torch cannot compile on this machine",
+            found=str(error).strip().splitlines()[0],
+            expected="a working C++ compiler, such as g++" if device.type == "cpu" else "Triton and a GPU that it supports",
+            fix="install it, or leave --compile out: results are the same",
+        ) from error
+    for block in encoder_blocks(model.image_encoder):
+        if block._compiled_call_impl is None:
+            block.compile(backend=BACKEND)
