@@ -4,17 +4,18 @@ python -m benchmarks.resampling [--size 100 320 320] [--classes 5] [--turns 3] [
 
 Images and masks of --size voxels grow by a tenth along each axis. "Planned" is what the planner chooses, linear interpolation; nnU-Net's
 choice, cubic splines, stands beside it. An exported prediction has the size's classes and becomes a quarter larger along each axis.
-Printed: seconds (medians), times as fast as the reference (median over the turns), the memory that one run adds in a process of its own,
-and the share of the machine's copying speed, had every voxel been read and written once. Exit code 1 where results disagree: cubic images
-by more than 0.001 standard deviations, masks in more than one voxel of 10,000 (ties). Appends a line to
-benchmarks/results/resampling.jsonl. Needs the extra dev.
+Printed: processor time, which other work on the machine changes least; seconds (medians), times as fast as the reference (median over the
+turns), the memory that one run adds in a process of its own, and the share of the machine's copying speed, had every voxel been read and
+written once. Exit code 1 where results disagree: cubic images by more than 0.001 standard deviations, masks in more than one voxel of
+10,000 (ties). Appends a line to benchmarks/results/resampling.jsonl. Needs the extra dev.
 """
 
 import argparse
+import statistics
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -130,8 +131,9 @@ def task(subject: str, size: Size, classes: int) -> Task:
 SUBJECTS = ("image", "thick slices", "labels", "export")
 
 
-def agrees(subject: str, theirs: NDArray[Any], ours: NDArray[Any]) -> bool:
+def agrees(subject: str, theirs: NDArray[Any] | None, ours: NDArray[Any] | None) -> bool:
     """Prints how far two results are apart, and says whether that is within the limit."""
+    assert theirs is not None and ours is not None  # both have run
     if subject in ("labels", "export"):
         share = float((theirs != ours).mean())
         print(f"{subject}: {share:.2g} of the voxels differ")
@@ -141,12 +143,22 @@ def agrees(subject: str, theirs: NDArray[Any], ours: NDArray[Any]) -> bool:
     return error <= MAX_ERROR
 
 
-def _keep(results: dict[str, NDArray[Any]], name: str, run: Program) -> None:
-    results[name] = run()
+@dataclass
+class _Watched:
+    """A program, what it returned last, and what processor time each run took."""
+
+    run: Program
+    result: NDArray[Any] | None = None
+    processor_seconds: list[float] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        started = time.process_time()
+        self.result = self.run()
+        self.processor_seconds.append(time.process_time() - started)
 
 
-def measure(subject: str, size: Size, classes: int, turns: int, copied: float) -> tuple[list[Row], bool]:
-    """The lines of one subject, and whether the results agree.
+def measure(subject: str, size: Size, classes: int, turns: int, copied: float) -> tuple[list[Row], dict[str, float], bool]:
+    """The lines of one subject, the processor time of its programs in seconds, and whether their results agree.
 
     Args:
         subject: of ``SUBJECTS``.
@@ -155,13 +167,16 @@ def measure(subject: str, size: Size, classes: int, turns: int, copied: float) -
     """
     of_subject = task(subject, size, classes)
     names = list(of_subject.programs)
-    results: dict[str, NDArray[Any]] = {}
-    seconds = in_turns({name: partial(_keep, results, name, run) for name, run in of_subject.programs.items()}, turns)
-    same = agrees(subject, results[names[0]], results[of_subject.compared])
+    watched = {name: _Watched(run) for name, run in of_subject.programs.items()}
+    seconds = in_turns(watched, turns)
+    same = agrees(subject, watched[names[0]].result, watched[of_subject.compared].result)
+    processor = {name: statistics.median(each.processor_seconds[1:]) for name, each in watched.items()}  # the first run warms up
+    for name, own in processor.items():
+        print(f"  {name}: {own:.3g} s of processor time, {processor[names[0]] / own:.1f} times less than the reference")
     arguments = ["--size", *map(str, size), "--classes", str(classes)]
     peaks = {name: peak_of("benchmarks.resampling", [*arguments, "--only", subject, name]) for name in names}
     found = rows(seconds, subject, units=of_subject.voxels / 1e6, peaks=peaks)
-    return [replace(row, share=of_subject.num_bytes / row.seconds / copied) for row in found], same
+    return [replace(row, share=of_subject.num_bytes / row.seconds / copied) for row in found], processor, same
 
 
 def main() -> int:
@@ -179,9 +194,11 @@ def main() -> int:
         print_peak(task(subject, size, arguments.classes).programs[name])
         return 0
     copied = measure_ceiling(torch.device("cpu"), torch.float32).bytes_per_second
-    found, agree = [], True
+    found: list[Row] = []
+    processor: dict[str, dict[str, float]] = {}
+    agree = True
     for subject in arguments.subjects:
-        of_subject, same = measure(subject, size, arguments.classes, arguments.turns, copied)
+        of_subject, processor[subject], same = measure(subject, size, arguments.classes, arguments.turns, copied)
         found += of_subject
         agree &= same
     print(f"{' x '.join(map(str, size))} voxels, {arguments.classes} classes, {torch.get_num_threads()} thread(s)")
@@ -196,6 +213,7 @@ def main() -> int:
             "threads": torch.get_num_threads(),
             "copy_bytes_per_second": copied,
             "agree": agree,
+            "processor_seconds": processor,
             "rows": [row.to_json() for row in found],
             **records.machine(),
         },
