@@ -26,6 +26,7 @@ from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
 from fedsam_pipeline.model.compilation import compile_encoder
 from fedsam_pipeline.model.device import allow_tf32, autocast_dtype
+from fedsam_pipeline.model.lora import merged_lora
 from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
@@ -313,7 +314,7 @@ class SiteWorker:
         rows = []
         if masks is not None:
             masks.clear()
-        with folded_residuals(self._adapted.model, self._residuals):
+        with folded_residuals(self._adapted.model, self._residuals), merged_lora(self._adapted.model):
             for name in _spread(sorted(setup.val_cases), max_cases):
                 case = self._store.open(name)
                 image = case.image if len(views) == 1 else case.image[:]  # the store is made for slices along its first axis

@@ -8,7 +8,8 @@ The weight and bias keep their names, so that the base model's checkpoint still 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -69,6 +70,11 @@ class LoRALinear(CastLinear):
             )
         return down, torch.cat(blocks, dim=1)
 
+    @property
+    def merged(self) -> bool:
+        """Whether the change is in the weight now."""
+        return self._merged
+
     @torch.no_grad()
     def delta(self) -> Tensor:
         """The weight change (out, in) that LoRA stands for."""
@@ -111,3 +117,18 @@ def unmerge_lora(model: nn.Module) -> None:
     """Unmerges every LoRA layer of ``model``; idempotent."""
     for layer in lora_layers(model):
         layer.unmerge()
+
+
+@contextmanager
+def merged_lora(model: nn.Module) -> Iterator[None]:
+    """``merge_lora`` for a while; the base weights are bit for bit the old ones afterwards, whatever happens within.
+
+    For a model that goes on training. Keeps a copy of the weights that it changes; layers that were merged before stay so.
+    """
+    kept = [(layer, layer.weight.detach().clone()) for layer in lora_layers(model) if layer.enabled and not layer.merged]
+    merge_lora(model)
+    try:
+        yield
+    finally:
+        for layer, weight in kept:
+            layer.restore(weight)
