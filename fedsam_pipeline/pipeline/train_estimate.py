@@ -1,7 +1,7 @@
 """fedsam_train_federated --dry_run: minutes, bytes and memory of a run before it begins."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from fedsam_pipeline.flower.client_app import MAX_CASES_MID_RUN
 from fedsam_pipeline.flower.site_worker import SiteSetup
@@ -24,6 +24,7 @@ class Estimate:
         round_bytes_up, round_bytes_down: of a round after the first, of all runs.
         worker_bytes, server_bytes: peak resident memory of one process; ``None`` where the system does not tell.
         workers: processes that train at the same time.
+        measured: what all this was reckoned from.
     """
 
     runs: int
@@ -38,6 +39,7 @@ class Estimate:
     worker_bytes: int | None
     server_bytes: int | None
     workers: int
+    measured: Probe
 
     @property
     def memory_bytes(self) -> int | None:
@@ -45,10 +47,6 @@ class Estimate:
         if self.worker_bytes is None or self.server_bytes is None:
             return None
         return self.workers * self.worker_bytes + self.server_bytes
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """As JSON."""
-        return asdict(self)
 
 
 def estimate(setups: Sequence[RunSetup], *, started: float) -> Estimate:
@@ -77,6 +75,7 @@ def estimate(setups: Sequence[RunSetup], *, started: float) -> Estimate:
         worker_bytes=first.worker_bytes,
         server_bytes=first.server_bytes,
         workers=max(one.workers for one in every),
+        measured=measured,
     )
 
 
@@ -114,6 +113,7 @@ def reckon(setup: RunSetup, measured: Probe) -> Estimate:
         worker_bytes=measured.worker_bytes,
         server_bytes=measured.server_bytes,
         workers=setup.workers,
+        measured=measured,
     )
 
 
@@ -126,14 +126,23 @@ def _voxels(site: SiteSetup, most_cases: int | None = None) -> float:
 def estimate_table(found: Estimate) -> str:
     """What a dry run prints."""
     runs = "" if found.runs == 1 else f"{found.runs} runs of "
-    lines = [
-        f"{runs}{found.rounds} rounds, estimated from a few steps; nothing was written",
-        f"{'':<22}{'a round':>10}{'in all':>10}",
-        f"{'minutes':<22}{found.round_seconds / 60:>10.2f}{found.seconds / 60:>10.1f}   start-up {found.start_up_seconds:.0f} s",
-        f"{'MB from the sites':<22}{found.round_bytes_up / 1e6:>10.2f}{found.bytes_up / 1e6:>10.1f}",
-        f"{'MB to the sites':<22}{found.round_bytes_down / 1e6:>10.2f}{found.bytes_down / 1e6:>10.1f}",
+    rows = [
+        ("", "a round", "in all", ""),
+        ("time", _time(found.round_seconds), _time(found.seconds), f"start-up {_time(found.start_up_seconds)}"),
+        ("from the sites", _size(found.round_bytes_up), _size(found.bytes_up), ""),
+        ("to the sites", _size(found.round_bytes_down), _size(found.bytes_down), ""),
     ]
-    if found.memory_bytes is not None and found.worker_bytes is not None and found.server_bytes is not None:
-        parts = f"{found.workers} x {found.worker_bytes / 2**30:.2f} for the workers, {found.server_bytes / 2**30:.2f} for the server"
-        lines.append(f"{'GiB at the peak':<22}{'':>10}{found.memory_bytes / 2**30:>10.2f}   {parts}")
-    return "\n".join(lines)
+    if found.memory_bytes is not None:
+        parts = f"{found.workers} x {_size(found.worker_bytes or 0)} for the workers, {_size(found.server_bytes or 0)} for the server"
+        rows.append(("memory", "", _size(found.memory_bytes), parts))
+    table = [f"{name:<16}{a_round:>12}{in_all:>12}   {more}".rstrip() for name, a_round, in_all, more in rows]
+    return "\n".join([f"{runs}{found.rounds} rounds, estimated from a few steps; nothing was written", *table])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def _size(num_bytes: float) -> str:
+    unit, name = next((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")) if num_bytes >= unit or unit == 1)
+    return f"{num_bytes / unit:.2f} {name}"
