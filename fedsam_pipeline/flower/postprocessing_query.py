@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsam_pipeline.flower.exchange import answers
-from fedsam_pipeline.flower.messages import BUSY_SECONDS, CANDIDATES, CONFIG, DECIDED, METRICS, QUERY_POSTPROCESSING, message_bytes
+from fedsam_pipeline.flower.messages import CANDIDATES, CONFIG, DECIDED, QUERY_POSTPROCESSING, message_bytes
 from fedsam_pipeline.flower.replies import ANSWERED_KEYS
 from fedsam_pipeline.flower.round_loop import RoundPlan
 from fedsam_pipeline.flower.told_sums import AnswerRefused, answering_site, told_sums
-from fedsam_pipeline.flower.work_clock import WorkClock
 from fedsam_pipeline.postprocessing.deltas import DeltaSums, add_sums
 from fedsam_pipeline.specs.postprocessing import MaskRule
 
@@ -33,7 +31,6 @@ class PostprocessingQuery:
         plan: of the run.
         most_cases: of every site, the cases that it can have.
         stop: set by another thread to end the run while it waits for sites.
-        clock: of the sites' work.
 
     Attributes:
         traffic: an entry of ``communication.json`` for each question.
@@ -41,8 +38,8 @@ class PostprocessingQuery:
         told: the sites that told sums, so far.
     """
 
-    def __init__(self, grid: Grid, plan: RoundPlan, most_cases: Mapping[str, int], stop: threading.Event, clock: WorkClock) -> None:
-        self._grid, self._plan, self._most_cases, self._stop, self._clock = grid, plan, most_cases, stop, clock
+    def __init__(self, grid: Grid, plan: RoundPlan, most_cases: Mapping[str, int], stop: threading.Event) -> None:
+        self._grid, self._plan, self._most_cases, self._stop = grid, plan, most_cases, stop
         self._nodes = sorted(grid.get_node_ids())
         self.traffic: list[dict[str, Any]] = []
         self.refused: dict[str, str] = {}
@@ -71,7 +68,6 @@ class PostprocessingQuery:
         found: dict[str, DeltaSums] = {}
         sites: dict[str, dict[str, Any]] = {}
         silent = set(self._nodes)
-        self._clock.next_exchange()
         for message in answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window):
             node = message.metadata.src_node_id
             silent.discard(node)
@@ -80,8 +76,6 @@ class PostprocessingQuery:
                 site = answering_site(message, self._most_cases, {*found, *self.refused})
                 sites[site] = {"down": _traffic(bytes_down), "up": _traffic(message_bytes(message.content))}
                 found[site] = self._read(message, config, site, len(candidates))
-                busy = _busy_seconds(message)
-                self._clock.answered(now=time.perf_counter(), busy=busy, own=busy)
             except AnswerRefused as error:
                 self._leave_out(node, site, str(error))
         for node in sorted(silent):
@@ -110,12 +104,6 @@ class PostprocessingQuery:
             return DeltaSums.from_answer(value, names=self._plan.class_names, candidates=candidates, most_cases=self._most_cases[site])
         except ValueError as error:
             raise AnswerRefused(str(error)) from error
-
-
-def _busy_seconds(message: Message) -> float:
-    """What a site says that the question took it; 0 where that is no number."""
-    said = message.content.metric_records.get(METRICS, {}).get(BUSY_SECONDS, 0.0)
-    return float(said) if isinstance(said, int | float) and math.isfinite(said) else 0.0
 
 
 def _traffic(num_bytes: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ class WorkClock:
     """What the sites of one run say of their work, by exchange. Clocks of two machines are never compared: a site tells durations.
 
     A site's own work is what it would do without a federation: optimizer steps, scoring, judging postprocessing. What comes on top of it
-    (reading and writing state, coding, waiting for the slowest site, aggregation, checkpoints) is the federation's.
+    (reading and writing state, coding, messages, aggregation, checkpoints) is the federation's.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,11 @@ class WorkClock:
         began = now - max(0.0, busy)
         self._began = began if self._began is None else min(self._began, began)
         self._exchanges[-1].append(max(0.0, own))
+
+    def alone(self, seconds: float, *, now: float) -> None:
+        """Work that the server timed itself, as if one site had done it: of a site that is no node, or of answers that must not tell."""
+        self.next_exchange()
+        self.answered(now=now, busy=seconds, own=seconds)
 
     def schedule_seconds(self, workers: int) -> float:
         """What the sites' own work takes where ``workers`` of them compute at once and nothing else costs anything."""

@@ -30,9 +30,9 @@ from fedsam_pipeline.pipeline.choose_postprocessing import choose_postprocessing
 from fedsam_pipeline.pipeline.coverage_file import write_coverage
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_bytes
+from fedsam_pipeline.pipeline.progress_picture import ProgressPicture
 from fedsam_pipeline.pipeline.run_timing import run_timing
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
-from fedsam_pipeline.report.curves import progress_png
 from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
@@ -207,7 +207,8 @@ class TrainingRun:
         write_coverage(self._folder, setup.coverage)
         self._save_state(status="running")
         try:
-            simulate(setup.sites, self._serve, workers=setup.workers)
+            with ProgressPicture(self._folder / "progress.png") as self._picture:
+                simulate(setup.sites, self._serve, workers=setup.workers)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             self._save_state(status="interrupted" if interrupted else "failed", seconds=earlier + time.perf_counter() - started)
@@ -268,7 +269,9 @@ class TrainingRun:
 
     def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, stop: threading.Event) -> None:
         """For the whole run, from the validation cases of all folds that are trained by now."""
-        document, traffic = choose_postprocessing(self._setup, grid, plan, stop, self._clock)
+        started = time.perf_counter()
+        document, traffic = choose_postprocessing(self._setup, grid, plan, stop)
+        self._clock_alone(started)
         document.save(self._folder.parent / POSTPROCESSING_FILE)
         for entry in traffic:
             self._append_traffic(entry)
@@ -276,10 +279,12 @@ class TrainingRun:
     def _evaluate_held_out(self, site: SiteSetup, tensors: dict[str, Any], residuals: dict[str, Any]) -> dict[str, SiteDice]:
         started = time.perf_counter()
         scores = evaluate_alone(site, tensors, residuals)
-        ended = time.perf_counter()
-        self._clock.next_exchange()
-        self._clock.answered(now=ended, busy=ended - started, own=ended - started)
+        self._clock_alone(started)
         return scores
+
+    def _clock_alone(self, started: float) -> None:
+        now = time.perf_counter()
+        self._clock.alone(now - started, now=now)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
@@ -295,7 +300,7 @@ class TrainingRun:
             bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
             if dice is not None:
-                progress_png(self._progress(), self._folder / "progress.png")
+                self._picture.draw(self._progress())
 
         return on_round
 
@@ -308,7 +313,7 @@ class TrainingRun:
         with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
             line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
             stream.write(json.dumps(line, allow_nan=False) + "\n")
-        progress_png(self._progress(), self._folder / "progress.png")
+        self._picture.draw(self._progress())
         write_adapter(self._folder, self._initial | tensors, self._setup.model.bundle_info(self._setup.schedule.rounds))
         self.state["final"] = summary
 

@@ -36,3 +36,6 @@ def test_work_begins_with_the_first_site_and_exchanges_follow_each_other() -> No
     assert clock.site_seconds == 20.0
     assert clock.schedule_seconds(2) == 9.0 + 5.0
     assert clock.schedule_seconds(1) == 20.0
+    clock.alone(3.0, now=130.0)
+    assert clock.began == 101.0
+    assert clock.schedule_seconds(2) == 9.0 + 5.0 + 3.0
