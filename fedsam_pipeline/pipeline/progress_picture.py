@@ -31,7 +31,7 @@ class ProgressPicture:
         """Draws the lines of ``progress.jsonl`` as they are now.
 
         Raises:
-            OSError: the picture before could not be written.
+            FedsamError: the picture before could not be written.
         """
         if self._drawing is not None:
             self._drawing.result()

@@ -36,11 +36,12 @@ PROBE = Probe(
 
 
 def a_recipe(name: str) -> Recipe:
-    """A recipe of ours, or flap_sam with FedEx-LoRA, whose residuals travel down too."""
-    if name != "fedex":
+    """A recipe of ours, or flap_sam with FedEx-LoRA, whose residuals travel down too, or on a lossy wire."""
+    changes = {"fedex": {"lora_method": "fedex"}, "int4": {"wire": "int4"}}
+    if name not in changes:
         return load_recipe(name)
     values = load_recipe("flap_sam").to_dict()
-    return Recipe.from_dict(values | {"aggregation": values["aggregation"] | {"lora_method": "fedex"}})
+    return Recipe.from_dict(values | {"aggregation": values["aggregation"] | changes[name]})
 
 
 def a_run(folder: Path, recipe: str = "flap_sam", **changes: object) -> RunSetup:
@@ -90,7 +91,7 @@ def test_the_table_names_all_runs(tmp_path: Path) -> None:
     assert "memory" not in estimate_table(replace(found, worker_bytes=None))
 
 
-@pytest.mark.parametrize("recipe", ["flap_sam", "fedsa_lora", "fedex", "default"])
+@pytest.mark.parametrize("recipe", ["flap_sam", "fedsa_lora", "fedex", "int4"])
 def test_a_probe_weighs_the_runs_own_messages_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     monkeypatch.setattr(train_probe, "simulate", DirectSimulation())
     run = a_run(tmp_path, recipe)
