@@ -70,7 +70,7 @@ def _setup(arguments: argparse.Namespace, number: int) -> tuple[RunSetup, TrainR
     request = TrainRequest(
         recipe=arguments.recipe, rounds=arguments.rounds, local_steps=arguments.local_steps, val_every=0, device="cpu", fold="all"
     )
-    (setup,) = run_setups(arguments.planned, arguments.planned / "results", request)
+    (setup,) = run_setups(arguments.planned, arguments.results / str(number), request)
     model = setup.model
     if arguments.rank:
         values = model.recipe.to_dict()
@@ -155,7 +155,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="flap_sam")
     parser.add_argument("--rank", type=int, default=0, help="of LoRA; 0: the recipe's")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--planned", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--planned", type=Path, help="a cohort of benchmarks.many_sites that is planned already")
+    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -163,18 +165,21 @@ def main() -> int:
     """The command."""
     parser = build_parser()
     arguments = parser.parse_args()
-    if arguments.planned is not None:
+    if arguments.part:
         print(json.dumps(measured(arguments)))
         return 0
     if len(arguments.sites) < 3 or arguments.rounds < 2:
         parser.error("at least three numbers of sites, and two rounds: the first is a warm-up")
     runs = []
     with tempfile.TemporaryDirectory() as name:
-        raw = Path(name) / "raw" / "Dataset001_ManySites"
-        write_cohort(raw, max(arguments.sites))
-        plan_and_preprocess(raw, Path(name) / "preprocessed", PlanRequest(arguments.base_model, privacy_floor=1))
+        planned = arguments.planned
+        if planned is None:
+            raw = Path(name) / "raw" / "Dataset001_ManySites"
+            write_cohort(raw, max(arguments.sites))
+            plan_and_preprocess(raw, Path(name) / "preprocessed", PlanRequest(arguments.base_model, privacy_floor=1))
+            planned = Path(name) / "preprocessed" / raw.name
         flags = [f"--{key}={getattr(arguments, key)}" for key in ("rounds", "local_steps", "recipe", "rank")]
-        flags.append(f"--planned={Path(name) / 'preprocessed' / raw.name}")
+        flags += ["--part", f"--planned={planned}", f"--results={name}"]
         print(f"{'sites':>6}{'start-up s':>12}{'round s':>10}{'MB a round':>12}{'overhead':>10}{'rise MiB':>10}{'updates':>9}", flush=True)
         for number in sorted(arguments.sites):
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scaling", f"--sites={number}", *flags]
@@ -189,7 +194,7 @@ def main() -> int:
         print(f"{runs[-1]['sites']} sites, {name}: {value:.4g} by the model, {runs[-1][name]:.4g} measured")
     if arguments.plot is not None:
         plot(runs, arguments.plot)
-    shown = {key: value for key, value in vars(arguments).items() if key not in ("planned", "plot")}
+    shown = {key: value for key, value in vars(arguments).items() if key not in ("planned", "plot", "part", "results")}
     records.keep(RESULTS, {**shown, "runs": [run | {"curve": []} for run in runs], "model": model, **records.machine()})
     return 0
 

@@ -298,11 +298,12 @@ class RoundLoop:
         if residuals := self._aggregator.residuals:
             records[FOLDED] = to_arrays(residuals)
         folded = sum(4 * tensor.numel() for tensor in residuals.values())
+        contents = {id(config): RecordDict({**records, CONFIG: config}) for config in configs.values()}  # most nodes get the same
+        sizes = {key: message_bytes(content) for key, content in contents.items()}
         messages = []
         for node, config in sorted(configs.items(), key=lambda item: -self._took.get(item[0], 0.0)):
-            content = RecordDict({**records, CONFIG: config})
-            messages.append(Message(content, dst_node_id=node, message_type=kind))
-            down[node] += Sent(folded, encoded.figures.bytes_after, message_bytes(content), encoded.figures.seconds)
+            messages.append(Message(contents[id(config)], dst_node_id=node, message_type=kind))
+            down[node] += Sent(folded, encoded.figures.bytes_after, sizes[id(config)], encoded.figures.seconds)
         yield from answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window)
 
     def _traffic(self, round_number: int, down: dict[int, Sent], replies: list[SiteReply], kind: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 ROUNDS, STEPS = 2, 3
-"""of a probe. The first round warms the workers up; the second is measured"""
+"""of a probe; fewer steps where the run takes fewer. The first round warms the workers up; the second is measured"""
 SITES_A_WORKER = 2
 """sites that take part, where updates need not all be there for the strategy"""
 
@@ -119,6 +119,7 @@ class _ProbeRun:
 
     def __init__(self, setup: RunSetup, folder: Path) -> None:
         self._setup, self._folder = setup, folder
+        self._steps = min(STEPS, setup.schedule.local_steps)
         self._adapted: AdaptedModel = setup.model.build()
         self._records: list[RoundRecord] = []
         self._recorded: list[float] = []
@@ -137,7 +138,7 @@ class _ProbeRun:
             import_seconds=launched - started,
             start_up_seconds=self._began - launched,
             end_seconds=gone - self._served,
-            step_seconds=fmean(site["seconds"] for site in sites) / STEPS,
+            step_seconds=fmean(site["seconds"] for site in sites) / self._steps,
             voxel_seconds=self._voxel_seconds(),
             models=self._models,
             site_seconds=fmean(busy) - fmean(own),
@@ -157,7 +158,7 @@ class _ProbeRun:
         tensors = {name: tensor for name, tensor in self._adapted.trained_tensors().items() if name in travelling}
         plan = RoundPlan(
             run_id="dry run",
-            schedule=RunSchedule(ROUNDS, STEPS, setup.schedule.peak_learning_rate, setup.schedule.seed),
+            schedule=RunSchedule(ROUNDS, self._steps, setup.schedule.peak_learning_rate, setup.schedule.seed),
             val_every=1,
             agreement=setup.model.agreement(),
             num_sites=len(setup.sites),
