@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message, RecordDict
+from ray import cloudpickle
 
 from fedsam_pipeline.federation.streaming import WeightedMean
+from fedsam_pipeline.flower.client_app import make_client_app
 from fedsam_pipeline.flower.exchange import answers
-from tests.flower.federations import Federation, assert_equal
+from fedsam_pipeline.flower.site_worker import worker_model
+from tests.flower.federations import Federation, assert_equal, setups
 from tests.flower.grids import DirectGrid
 
 MANY = {f"site_{number:02d}": 1 for number in range(6)}
@@ -90,6 +93,14 @@ def federation_start(federation: Federation) -> dict[str, torch.Tensor]:
     """The tensors that travel, at round 0."""
     trained = federation.adapted.trained_tensors()
     return {entry.name: trained[entry.name].clone() for entry in federation.adapted.manifest.federated}
+
+
+def test_no_weights_go_to_a_worker_with_a_message(tmp_path: Path) -> None:
+    sites = setups(tmp_path)
+    adapted, _ = worker_model(sites[0])
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
+    app = make_client_app(lambda context: sites[int(context.node_config["partition-id"])])
+    assert len(cloudpickle.dumps(app)) < weights / 4
 
 
 def test_answers_end_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
