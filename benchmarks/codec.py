@@ -4,7 +4,7 @@ python -m benchmarks.codec [--rounds 4] [--local_steps 10] [--recipe flap_sam]
 
 Sites train, exactly, in this process; of every round the state that travels down and the update of every site that travels up are encoded
 under each wire. Printed, per direction: bytes a message, ratio to float32, seconds of encoding and decoding, and the error of the decoded
-difference (RMS, relative). Beside them, on the same int8 steps: Zstandard by python-blosc2 with and without its bit shuffle; and on the same
+difference (RMS, relative). Beside them, on the same int8 steps: Zstandard by python-blosc2 with and without its bit shuffle; and on the
 planes: zlib with its search for phrases, and without (as payloads are packed).
 Appends a line to benchmarks/results/codec.jsonl. Needs the weights: fedsam_download_weights lite_medsam
 """

@@ -47,7 +47,8 @@ MIB = 1 << 20
 
 
 class MemoryCurve(threading.Thread):
-    """Resident memory of this process, read until it is stopped: (seconds since the epoch, bytes)."""
+    """Resident memory of this process, read until it is stopped: (seconds since the epoch, bytes); without pages shared with others, because
+    messages pass through Ray's store, all of whose pages that were ever touched would count."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -57,7 +58,8 @@ class MemoryCurve(threading.Thread):
     def run(self) -> None:
         process = psutil.Process()
         while not self._done.wait(SAMPLE_SECONDS):
-            self.points.append((time.time(), process.memory_info().rss))
+            memory = process.memory_info()
+            self.points.append((time.time(), memory.rss - memory.shared))
 
     def stop(self) -> None:
         """Ends it."""
