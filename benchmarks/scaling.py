@@ -47,8 +47,10 @@ MIB = 1 << 20
 
 
 class MemoryCurve(threading.Thread):
-    """Resident memory of this process, read until it is stopped: (seconds since the epoch, bytes); without pages shared with others, because
-    messages pass through Ray's store, all of whose pages that were ever touched would count."""
+    """Memory of this process, read until it is stopped: (seconds since the epoch, bytes).
+
+    Resident memory without what is shared: messages pass through Ray's store, all of whose pages that were ever touched would count.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
