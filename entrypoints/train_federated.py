@@ -11,7 +11,9 @@ from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.strategy_settings import STRATEGIES
 from fedsam_pipeline.federation.weighting import WEIGHTINGS
 from fedsam_pipeline.pipeline.plans_file import planned_dataset
+from fedsam_pipeline.pipeline.run_timing import process_started
 from fedsam_pipeline.pipeline.train import train_all
+from fedsam_pipeline.pipeline.train_estimate import estimate, estimate_table
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 from fedsam_pipeline.pipeline.train_table import result_table
 from fedsam_pipeline.specs.comparison import Protocol
@@ -100,6 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="start from this trained fold's adapter instead of a fresh one; with --protocol local, each site adapts it alone",
     )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="take a few steps, estimate minutes, bytes and memory of the whole run, and keep nothing"
+    )
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -133,7 +138,11 @@ def _body(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    print(result_table(train_all(run_setups(preprocessed, folders.results, request), request)))
+    setups = run_setups(preprocessed, folders.results, request)
+    if arguments.dry_run:
+        print(estimate_table(estimate(setups, started=process_started())))
+    else:
+        print(result_table(train_all(setups, request, started=process_started())))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

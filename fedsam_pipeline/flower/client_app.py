@@ -7,6 +7,7 @@ failure is a code and an opaque id; the log of that site has the rest under the 
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -22,6 +23,7 @@ from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.messages import (
+    BUSY_SECONDS,
     CANDIDATES,
     CONFIG,
     DECIDED,
@@ -36,6 +38,7 @@ from fedsam_pipeline.flower.messages import (
     REFERENCE_MISSING,
     SUMS,
     VALIDATION,
+    VALIDATION_SECONDS,
     VALIDATION_SHARED,
     from_arrays,
     from_record,
@@ -149,8 +152,11 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     round_number = int(_number(config, "round"))
     wire = _wire(config)
     worker = SiteWorker(setup)
+    started = time.perf_counter()  # the model is there
     decode_seconds = _receive(content, worker, rounds_done=round_number - 1)
+    received = time.perf_counter()
     validation = worker.evaluate(rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
+    validation_seconds = time.perf_counter() - received
     schedule = RunSchedule(
         rounds=int(_number(config, "rounds")),
         local_steps=int(_number(config, "local_steps")),
@@ -160,6 +166,7 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     proximal_mu = _number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0
     encoded, result = worker.train(schedule, round_number, wire=wire, proximal_mu=proximal_mu)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
+    payload = to_record(encoded.payload)
     metrics = MetricRecord(
         {
             NUM_EXAMPLES: len(setup.train_cases),
@@ -169,16 +176,20 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
             "data_seconds": result.data_seconds,
             DECODE_SECONDS: decode_seconds,
             ENCODE_SECONDS: encoded.figures.seconds,
+            VALIDATION_SECONDS: validation_seconds,
+            BUSY_SECONDS: time.perf_counter() - started,
         }
     )
-    return RecordDict({PAYLOAD: to_record(encoded.payload), CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
+    return RecordDict({PAYLOAD: payload, CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
 
 
 def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     worker = SiteWorker(setup)
+    started = time.perf_counter()
     rounds_done = int(_number(config, "round"))
     decode_seconds = _receive(content, worker, rounds_done)
+    received = time.perf_counter()
     masks = KeptMasks(setup.state_folder) if config[KEEP_MASKS] else None
     personal = bool(worker.manifest.personal)  # then the shared model is the one that is handed on, and its masks are kept
     validation = worker.evaluate(rounds_done=rounds_done, report=setup.state_folder / "validation.json", masks=None if personal else masks)
@@ -187,7 +198,16 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
         worker.write_personal_bundle(rounds_done=rounds_done)
         shared = worker.evaluate(rounds_done=rounds_done, personal=False, report=setup.state_folder / "validation_shared.json", masks=masks)
         reply[VALIDATION_SHARED] = _scores(shared, setup)
-    return RecordDict({CONFIG: reply, METRICS: MetricRecord({NUM_EXAMPLES: len(setup.val_cases), DECODE_SECONDS: decode_seconds})})
+    ended = time.perf_counter()
+    metrics = MetricRecord(
+        {
+            NUM_EXAMPLES: len(setup.val_cases),
+            DECODE_SECONDS: decode_seconds,
+            VALIDATION_SECONDS: ended - received,
+            BUSY_SECONDS: ended - started,
+        }
+    )
+    return RecordDict({CONFIG: reply, METRICS: metrics})
 
 
 def _postprocessing(content: RecordDict, setup: SiteSetup) -> RecordDict:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 
 
 class RunStopped(RuntimeError):
@@ -26,23 +26,40 @@ def wait_for_nodes(grid: Grid, number: int, stop: threading.Event) -> list[int]:
     return nodes
 
 
-def answers(grid: Grid, messages: Sequence[Message], timeout: float | None, stop: threading.Event) -> Iterator[Message]:
+def answers(
+    grid: Grid, messages: Sequence[Message], timeout: float | None, stop: threading.Event, *, window: int | None = None
+) -> Iterator[Message]:
     """Sends messages and yields the answers as they come.
 
     Args:
         grid: Flower's connection to the sites.
-        messages: one a node.
+        messages: one a node, in the order in which they are sent.
         timeout: seconds after which no more answers are waited for; ``None`` waits for all.
         stop: set by another thread to end the run.
+        window: messages that are out at once, each until the caller is done with its answer: at most so many answers are in this
+            process's memory, however many sites there are and however slow the caller is. ``None``: all.
 
     Raises:
         RunStopped: ``stop`` was set while sites were computing.
     """
-    waiting = set(grid.push_messages(messages))
+    queue = list(reversed(messages))
+    waiting: set[str] = set()
+
+    def send() -> None:
+        room = len(queue) if window is None else min(len(queue), window - len(waiting))
+        waiting.update(grid.push_messages([queue.pop() for _ in range(room)]))
+
+    send()
     deadline = None if timeout is None else time.monotonic() + timeout
     while waiting and (deadline is None or time.monotonic() < deadline):
-        for message in grid.pull_messages(waiting):
-            waiting.discard(message.metadata.reply_to_message_id)
-            yield message
-        if waiting and stop.wait(POLL_SECONDS):
+        arrived = list(grid.pull_messages(waiting))[::-1]
+        if not arrived and stop.wait(POLL_SECONDS):
             raise RunStopped("the run was stopped while sites were computing")
+        while arrived:
+            message = arrived.pop()
+            answered = message.metadata.reply_to_message_id
+            yield message
+            del message  # nothing here holds an answer once the caller is done with it
+            waiting.discard(answered)
+            if queue:
+                send()

@@ -68,7 +68,7 @@ class PostprocessingQuery:
         found: dict[str, DeltaSums] = {}
         sites: dict[str, dict[str, Any]] = {}
         silent = set(self._nodes)
-        for message in answers(self._grid, messages, self._plan.timeout, self._stop):
+        for message in answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window):
             node = message.metadata.src_node_id
             silent.discard(node)
             site = f"node {node}"

@@ -10,19 +10,21 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import (
+    BUSY_SECONDS,
     CONFIG,
     ENCODE_SECONDS,
     METRICS,
     NUM_EXAMPLES,
     REFERENCE_MISSING,
     VALIDATION,
+    VALIDATION_SECONDS,
     VALIDATION_SHARED,
     message_bytes,
 )
 
 ANSWERED_KEYS = ("run_id", "round", "attempt")
 MAX_EXAMPLES = 10**9
-REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds")
+REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds", VALIDATION_SECONDS, BUSY_SECONDS)
 
 
 class SiteFailed(RuntimeError):
@@ -54,6 +56,16 @@ class SiteReply:
     """that the server took for it"""
     refused: str | None = None
     """why the update was not taken"""
+
+    @property
+    def own_seconds(self) -> float:
+        """That the site trained and scored, as it says."""
+        return self.metrics.get("seconds", 0.0) + self.metrics.get(VALIDATION_SECONDS, 0.0)
+
+    @property
+    def busy_seconds(self) -> float:
+        """That the message took it, as it says, its own work at the least."""
+        return max(self.own_seconds, self.metrics.get(BUSY_SECONDS, 0.0))
 
 
 def read_reply(message: Message, sent: ConfigRecord, class_names: Sequence[str]) -> SiteReply:

@@ -39,6 +39,7 @@ from fedsam_pipeline.flower.messages import (
     to_record,
 )
 from fedsam_pipeline.flower.replies import REPLY_KEYS, SiteFailed, SiteReply, check_update_numbers, lacks_reference, read_reply
+from fedsam_pipeline.flower.work_clock import WorkClock
 from fedsam_pipeline.specs.manifest import Manifest, Wire
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
@@ -58,6 +59,7 @@ class RoundPlan:
         class_names: of what is scored, in order: the regions, or else the foreground classes.
         timeout: seconds to wait for the replies of one round; ``None`` waits for all.
         wire: how states and updates travel.
+        window: sites that are asked at once, see :func:`answers`; ``None``: all.
     """
 
     run_id: str
@@ -68,6 +70,7 @@ class RoundPlan:
     class_names: tuple[str, ...]
     timeout: float | None = None
     wire: Wire = "fp32"
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,9 @@ class RoundLoop:
         downlink: what the sites hold; after ``evaluate`` it is the scored model, bit for bit.
         on_round: called with each finished round's record.
         stop: set by another thread to end the run while it waits for sites.
+
+    Attributes:
+        clock: of the sites' work.
     """
 
     def __init__(
@@ -141,6 +147,9 @@ class RoundLoop:
         self._grid, self._aggregator, self._plan = grid, aggregator, plan
         self._manifest, self._checkpoints, self._downlink, self._on_round = manifest, checkpoints, downlink, on_round
         self._stop = stop or threading.Event()
+        self.clock = WorkClock()
+        self._took: dict[int, float] = {}
+        """node to the seconds of its last answer"""
 
     def run(self, tensors: dict[str, Tensor], rounds_done: int) -> dict[str, Tensor]:
         """Runs all rounds after ``rounds_done``; returns the federated tensors after the last.
@@ -174,8 +183,10 @@ class RoundLoop:
         validate = plan.val_every > 0 and (round_number - 1) % plan.val_every == 0 and round_number > 1
         config = self._config(round_number, validate=validate)
         encoded = self._downlink.send(tensors)
-        configured = self._aggregator.configure(round_number, self._downlink.held, config, self._grid)
-        configs = {message.metadata.dst_node_id: message.content.config_records[CONFIG] for message in configured}
+        configs = {
+            message.metadata.dst_node_id: message.content.config_records[CONFIG]
+            for message in self._aggregator.configure(round_number, self._downlink.held, config, self._grid)
+        }
         replies, refused, down = self._exchange(encoded, configs, TRAIN_ROUND)
         aggregated = self._aggregator.result()
         traffic = self._traffic(round_number, down, sorted(replies + refused, key=_site), TRAIN_ROUND)
@@ -228,11 +239,13 @@ class RoundLoop:
         down = dict.fromkeys(configs, Sent())
         replies: list[SiteReply] = []
         lacking: set[int] = set()
+        self.clock.next_exchange()
         for message in self._arriving(encoded, configs, kind, down):
             if lacks_reference(message):
                 lacking.add(message.metadata.src_node_id)
             else:
                 self._collect(message, sent, kind, replies)
+            del message  # an update is not kept while the next one is waited for
         if lacking:
             log.info("%d of %d sites get the full state", len(lacking), len(configs))
             again = {node: config for node, config in configs.items() if node in lacking}
@@ -249,7 +262,10 @@ class RoundLoop:
 
     def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply]) -> None:
         """Checks one answer and adds it to the replies; an update that is refused is marked so."""
+        arrived = time.perf_counter()
         reply = read_reply(message, sent, self._plan.class_names)
+        self._took[reply.node] = reply.busy_seconds
+        self.clock.answered(now=arrived, busy=reply.busy_seconds, own=reply.own_seconds)
         if reply.site in {other.site for other in replies}:
             raise SiteFailed("two nodes answer for the same site")
         if kind == TRAIN_ROUND:
@@ -274,17 +290,21 @@ class RoundLoop:
         self._aggregator.add(reply.site, tensors, int(reply.metrics[NUM_EXAMPLES]))
 
     def _arriving(self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str, down: dict[int, Sent]) -> Iterator[Message]:
-        """Sends and yields the answers as they come; ends at the timeout of the plan, and at once when the run is stopped."""
+        """Sends and yields the answers as they come; ends at the timeout of the plan, and at once when the run is stopped.
+
+        Where not all are asked at once, those that took longest the last time come first: the fewer wait for the last one.
+        """
         records: dict[str, ArrayRecord] = {PAYLOAD: to_record(encoded.payload)}
         if residuals := self._aggregator.residuals:
             records[FOLDED] = to_arrays(residuals)
         folded = sum(4 * tensor.numel() for tensor in residuals.values())
+        contents = {id(config): RecordDict({**records, CONFIG: config}) for config in configs.values()}  # most nodes get the same
+        sizes = {key: message_bytes(content) for key, content in contents.items()}
         messages = []
-        for node, config in configs.items():
-            content = RecordDict({**records, CONFIG: config})
-            messages.append(Message(content, dst_node_id=node, message_type=kind))
-            down[node] += Sent(folded, encoded.figures.bytes_after, message_bytes(content), encoded.figures.seconds)
-        yield from answers(self._grid, messages, self._plan.timeout, self._stop)
+        for node, config in sorted(configs.items(), key=lambda item: -self._took.get(item[0], 0.0)):
+            messages.append(Message(contents[id(config)], dst_node_id=node, message_type=kind))
+            down[node] += Sent(folded, encoded.figures.bytes_after, sizes[id(config)], encoded.figures.seconds)
+        yield from answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window)
 
     def _traffic(self, round_number: int, down: dict[int, Sent], replies: list[SiteReply], kind: str) -> dict[str, Any]:
         count, before = len(self._manifest.federated), 4 * self._manifest.federated_parameters

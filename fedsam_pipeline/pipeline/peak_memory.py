@@ -1,5 +1,6 @@
-"""The most memory that the worker processes of a simulation have held."""
+"""The most memory that the processes of a simulation have held."""
 
+import os
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,11 @@ def worker_peak_bytes() -> int | None:
     """
     peaks = [_peak(process.pid) for process in psutil.Process().children(recursive=True) if _is_worker(process)]
     return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def own_peak_bytes() -> int | None:
+    """The same of this process, which is the server's."""
+    return _peak(os.getpid())
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -29,9 +29,10 @@ from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write
 from fedsam_pipeline.pipeline.choose_postprocessing import choose_postprocessing
 from fedsam_pipeline.pipeline.coverage_file import write_coverage
 from fedsam_pipeline.pipeline.environment import hardware, versions
-from fedsam_pipeline.pipeline.peak_memory import worker_peak_bytes
+from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_bytes
+from fedsam_pipeline.pipeline.progress_picture import ProgressPicture
+from fedsam_pipeline.pipeline.run_timing import run_timing
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
-from fedsam_pipeline.report.curves import progress_png
 from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
@@ -46,8 +47,13 @@ USERS_CODES = {
 """What a user can do about a site's failure, by its code; any other is internal"""
 
 
-def train_all(setups: Sequence[RunSetup], request: TrainRequest) -> list[dict[str, Any]]:
+def train_all(setups: Sequence[RunSetup], request: TrainRequest, *, started: float | None = None) -> list[dict[str, Any]]:
     """Runs federations one after the other and returns the ``run.json`` of each. All are checked before the first begins.
+
+    Args:
+        setups: one a run.
+        request: the flags.
+        started: when the command was, by ``time.perf_counter``: the first run's start-up counts from there; ``None``: now.
 
     Raises:
         FedsamError: a folder already holds a run and neither ``--c`` nor ``--overwrite`` says what to do, another process trains there, a
@@ -55,10 +61,10 @@ def train_all(setups: Sequence[RunSetup], request: TrainRequest) -> list[dict[st
         SiteFailed: a site did not give a usable answer, for a reason that is not the user's.
     """
     runs = [TrainingRun(setup, request) for setup in setups]
-    return [_finished(run, request) for run in runs]
+    return [_finished(run, request, started if number == 0 else None) for number, run in enumerate(runs)]
 
 
-def _finished(run: "TrainingRun", request: TrainRequest) -> dict[str, Any]:
+def _finished(run: "TrainingRun", request: TrainRequest, started: float | None) -> dict[str, Any]:
     if run.finished and request.resume:
         log.info("already finished: %s", run.folder)
         return run.state
@@ -66,7 +72,7 @@ def _finished(run: "TrainingRun", request: TrainRequest) -> dict[str, Any]:
     make_folder(run.folder)
     with log_file(run.folder / "logs", "train"), locked_folder(run.folder, BUSY, fix="wait for it, or stop it, then --c"):
         try:
-            return run.execute()
+            return run.execute(started)
         except SiteFailed as error:
             if error.code not in USERS_CODES:
                 raise
@@ -179,10 +185,16 @@ class TrainingRun:
             "workers": setup.workers,
             "seconds": 0.0,
             "peak_memory_bytes": None,
+            "server_peak_memory_bytes": None,
+            "timing": None,
         }
 
-    def execute(self) -> dict[str, Any]:
-        """Trains from the last checkpoint, or from round 0."""
+    def execute(self, command_started: float | None = None) -> dict[str, Any]:
+        """Trains from the last checkpoint, or from round 0.
+
+        Args:
+            command_started: where start-up counts from, by ``time.perf_counter``; ``None``: now.
+        """
         setup = self._setup
         started = time.perf_counter()
         earlier = float(self.state["seconds"])
@@ -195,12 +207,17 @@ class TrainingRun:
         write_coverage(self._folder, setup.coverage)
         self._save_state(status="running")
         try:
-            simulate(setup.sites, self._serve, workers=setup.workers)
+            with ProgressPicture(self._folder / "progress.png") as self._picture:
+                simulate(setup.sites, self._serve, workers=setup.workers)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             self._save_state(status="interrupted" if interrupted else "failed", seconds=earlier + time.perf_counter() - started)
             raise
-        self._save_state(status="done", seconds=earlier + time.perf_counter() - started)
+        ended = time.perf_counter()
+        timing = run_timing(
+            self._clock, started=command_started or started, ended=ended, workers=setup.workers, first_round=self._first_round
+        )
+        self._save_state(status="done", seconds=earlier + ended - started, timing=timing)
         return self.state
 
     def _build_manifest(self) -> Manifest:
@@ -224,6 +241,7 @@ class TrainingRun:
             tensors = aggregator.restore(rest)
             log.info("continuing after round %d", rounds_done)
         self._forget_after(rounds_done)
+        self._first_round = rounds_done + 1
         plan = RoundPlan(
             run_id=self.state["run_id"],
             schedule=setup.schedule,
@@ -232,9 +250,11 @@ class TrainingRun:
             num_sites=len(setup.sites),
             class_names=self._names,
             wire=setup.model.recipe.aggregation.wire,
+            window=setup.workers + 1,  # one for each worker, and one for the first that is done
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), stop)
+            self._clock = loop.clock
             tensors = loop.run(tensors, rounds_done)
             if setup.held_out is None:
                 scores = loop.evaluate(tensors, keep_masks=setup.chooses_postprocessing)
@@ -243,16 +263,28 @@ class TrainingRun:
                 if setup.chooses_postprocessing:
                     self._choose_postprocessing(grid, plan, stop)
             else:  # no node of the federation: nothing travels
-                scores = FinalScores(evaluate_alone(setup.held_out, tensors, aggregator.residuals), None, {})
+                scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {})
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
     def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, stop: threading.Event) -> None:
         """For the whole run, from the validation cases of all folds that are trained by now."""
+        started = time.perf_counter()
         document, traffic = choose_postprocessing(self._setup, grid, plan, stop)
+        self._clock_alone(started)
         document.save(self._folder.parent / POSTPROCESSING_FILE)
         for entry in traffic:
             self._append_traffic(entry)
+
+    def _evaluate_held_out(self, site: SiteSetup, tensors: dict[str, Any], residuals: dict[str, Any]) -> dict[str, SiteDice]:
+        started = time.perf_counter()
+        scores = evaluate_alone(site, tensors, residuals)
+        self._clock_alone(started)
+        return scores
+
+    def _clock_alone(self, started: float) -> None:
+        now = time.perf_counter()
+        self._clock.alone(now - started, now=now)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
@@ -268,7 +300,7 @@ class TrainingRun:
             bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
             if dice is not None:
-                progress_png(self._progress(), self._folder / "progress.png")
+                self._picture.draw(self._progress())
 
         return on_round
 
@@ -281,7 +313,7 @@ class TrainingRun:
         with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
             line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
             stream.write(json.dumps(line, allow_nan=False) + "\n")
-        progress_png(self._progress(), self._folder / "progress.png")
+        self._picture.draw(self._progress())
         write_adapter(self._folder, self._initial | tensors, self._setup.model.bundle_info(self._setup.schedule.rounds))
         self.state["final"] = summary
 
@@ -295,8 +327,8 @@ class TrainingRun:
 
     def _watch_memory(self) -> None:
         """Workers live as long as the simulation and their peaks only grow, so a look after every round misses none."""
-        peak, earlier = worker_peak_bytes(), self.state.get("peak_memory_bytes")
-        self.state["peak_memory_bytes"] = max((value for value in (peak, earlier) if value is not None), default=None)
+        for key, peak in (("peak_memory_bytes", worker_peak_bytes()), ("server_peak_memory_bytes", own_peak_bytes())):
+            self.state[key] = max((value for value in (peak, self.state.get(key)) if value is not None), default=None)
 
     def _progress(self) -> list[dict[str, Any]]:
         text = (self._folder / "progress.jsonl").read_text(encoding="utf-8")

@@ -245,7 +245,7 @@ def _run_setup(
                 for other in map(str, range(len(validated)))
                 if other != request.fold
             },
-            patients=dict(dataset.get("patients", {})),
+            patients={case: patient for case, patient in dataset.get("patients", {}).items() if owner.get(case) in owners},
             privacy_floor=privacy_floor,
         )
 

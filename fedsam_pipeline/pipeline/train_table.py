@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites, format_table
+from fedsam_pipeline.pipeline.run_timing import timing_line
 
 
 def result_table(states: Sequence[Mapping[str, Any]]) -> str:
-    """Final Dice of one run, or of the runs of a ``local`` protocol side by side, each site scored by its own model.
+    """Final Dice of one run, or of the runs of a ``local`` protocol side by side, each site scored by its own model; what federation cost.
 
     Args:
         states: the ``run.json`` of each run.
@@ -15,12 +16,20 @@ def result_table(states: Sequence[Mapping[str, Any]]) -> str:
     finals = [state["final"] for state in states if state.get("final")]
     sites = _by_site(finals)
     if not sites:
-        return "no validation case in this fold: nothing to score"
+        return "\n".join(["no validation case in this fold: nothing to score", *_timing(states)])
     parts = [_table(sites, finals[0]["rule"])]
     if personal := _by_site([final["personal"] for final in finals if "personal" in final]):
         parts = ["the model that all sites share", *parts, "each site's own model", _table(personal, finals[0]["rule"])]
     seconds = sum(float(state["seconds"]) for state in states)
-    return "\n".join([*parts, f"validation volumes on the plan's grid; {seconds / 60:.1f} minutes"])
+    return "\n".join([*parts, f"validation volumes on the plan's grid; {seconds / 60:.1f} minutes", *_timing(states)])
+
+
+def _timing(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = [(state, timing) for state in states if (timing := state.get("timing"))]  # runs of older versions have none
+    return [
+        (f"{state['held_out'] or state['sites'][0]}: " if len(states) > 1 else "") + timing_line(timing, state["workers"])
+        for state, timing in known
+    ]
 
 
 def _by_site(finals: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

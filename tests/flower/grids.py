@@ -28,8 +28,10 @@ class DirectGrid(Grid):
         return range(1, len(self._setups) + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        self._replies = []
-        for message in list(messages)[::-1]:  # answers come in any order
+        asked = list(messages)[::-1]  # answers come in any order
+        ids = [f"m{message.metadata.dst_node_id}" for message in asked]
+        self._replies = [reply for reply in self._replies if reply.metadata.reply_to_message_id not in ids]
+        for message in asked:
             node = message.metadata.dst_node_id
             context = Context(run_id=1, node_id=node, node_config={"partition-id": node - 1}, state=RecordDict(), run_config={})
             stamped = Message(message.content, dst_node_id=node, message_type=message.metadata.message_type)
@@ -38,7 +40,7 @@ class DirectGrid(Grid):
             self.sent.append(stamped)
             self.received.append(reply)
             self._replies.append(reply)
-        return [f"m{message.metadata.dst_node_id}" for message in self.sent[-len(self._replies) :]]
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [reply for reply in self._replies if reply.metadata.reply_to_message_id in set(message_ids)]

@@ -336,7 +336,7 @@ def test_metrics_hold_numbers_of_the_round(tmp_path: Path) -> None:
     reply = federation.grid.received[0]
     assert set(reply.content.metric_records[METRICS]) == {
         *("num_examples", "loss", "learning_rate", "seconds", "data_seconds"),
-        *("decode_seconds", "encode_seconds"),
+        *("decode_seconds", "encode_seconds", "validation_seconds", "busy_seconds"),
     }
 
 
