@@ -1,7 +1,9 @@
 """What crosses the wire: message types, record keys, and how records are built and read."""
 
+import hashlib
+
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,6 +27,9 @@ DECIDED, CANDIDATES, SUMS = "decided", "candidates", "sums"
 """of the question for postprocessing: rules that apply before, rules to judge; and of its answer"""
 VALIDATION, VALIDATION_SHARED = "validation", "validation_shared"
 """scores of a site's own model, and of the one that all sites share, where some tensors stay at the sites"""
+
+AUDIT_HEAD, AUDIT_PREVIOUS = "audit_head", "audit_previous"
+"""keys of every reply's config: head of the site's audit trail with the line of this reply, and with the one of its last reply before"""
 
 
 def to_arrays(tensors: dict[str, Tensor]) -> ArrayRecord:
@@ -74,3 +79,13 @@ def from_record(record: ArrayRecord) -> bytes:
 def message_bytes(content: RecordDict) -> int:
     """Bytes of a message's content as Flower serialises it."""
     return int(recorddict_to_proto(content).ByteSize())
+
+
+def content_sha256(content: RecordDict) -> str:
+    """SHA-256 of a message's content as Flower serialises it, but for the keys of the audit trail, which come to it last."""
+    told = {name: _without_audit(record) if isinstance(record, ConfigRecord) else record for name, record in content.items()}
+    return hashlib.sha256(recorddict_to_proto(RecordDict(told)).SerializeToString()).hexdigest()
+
+
+def _without_audit(record: ConfigRecord) -> ConfigRecord:
+    return ConfigRecord({key: value for key, value in record.items() if key not in (AUDIT_HEAD, AUDIT_PREVIOUS)})

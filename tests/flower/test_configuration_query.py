@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.dice_sums import Cell, DiceSums
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower.configuration_query import QUERY_ID, Question, ask_sites, make_query_app
 from fedsam_pipeline.flower.messages import CONFIG, QUERY_CONFIGURATIONS, SUMS
 from tests.flower.grids import DirectGrid
@@ -48,7 +49,7 @@ def asked(*sites: Site, change: Callable[[ConfigRecord], None] | None = None) ->
             return replies
 
         grid.pull_messages = changed  # type: ignore[method-assign]
-    return *ask_sites(grid, QUESTION, threading.Event()), grid
+    return *ask_sites(grid, QUESTION, AuditHeads(sites[0].state_folder.parent), threading.Event()), grid
 
 
 def test_every_site_is_asked_once(tmp_path: Path) -> None:

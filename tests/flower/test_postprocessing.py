@@ -88,7 +88,8 @@ class Asked(Federation):
         super().__init__(setups[0].store_folder.parent / "untrained", {setup.site: 1 for setup in setups})
         self.grid._setups = setups
         plan = replace(self.loop._plan, agreement=setups[0].model.agreement(), timeout=0.5)
-        self.query = PostprocessingQuery(self.grid, plan, dict.fromkeys((setup.site for setup in setups), most_cases), threading.Event())
+        counts = dict.fromkeys((setup.site for setup in setups), most_cases)
+        self.query = PostprocessingQuery(self.grid, plan, counts, self.heads, threading.Event())
 
     def choose(self) -> tuple[tuple[MaskRule, ...], dict[MaskRule, dict[str, float]]]:
         steps, decisions = choose(questions(LABELS, GROUPS, VOLUMES), self.query.ask, LABELS, GROUPS)
