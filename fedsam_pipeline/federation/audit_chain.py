@@ -1,7 +1,7 @@
 """A site's audit trail: a file to which every message in and out adds a line that holds the hash of the line before.
 
-Logs chained by hashes: Schneier and Kelsey, Secure audit logs to support computer forensics (ACM TISSEC 1999), here without their keys. What
-binds a site is that its server knows the hash of the last line (``audit_heads.py``).
+Logs chained by hashes: Schneier and Kelsey, Secure audit logs to support computer forensics (ACM TISSEC 1999), here without their keys.
+What binds a site is that its server knows the hash of the last line (``audit_heads.py``).
 """
 
 import json
@@ -36,7 +36,7 @@ class NameDigest(Document):
     """A list of names that is too long for a line."""
 
     count: int = Field(ge=0)
-    sha256: str = Field(pattern=_SHA256)
+    names_sha256: str = Field(pattern=_SHA256)
     """of the canonical JSON of the sorted list"""
 
 
@@ -155,7 +155,7 @@ def listed(names: list[str]) -> tuple[str, ...] | NameDigest:
     """Names as a line holds them."""
     ordered = sorted(names)
     if len(ordered) > MAX_NAMES or any(len(name) > MAX_NAME for name in ordered):
-        return NameDigest(count=len(ordered), sha256=sha256_of(ordered))
+        return NameDigest(count=len(ordered), names_sha256=sha256_of(ordered))
     return tuple(ordered)
 
 

@@ -75,17 +75,18 @@ def verify_trails(place: Path, heads: Path | None = None) -> list[CheckedTrail]:
     if not (place / HEADS_FILE).is_file():
         return [_checked(path, None) for path in find_trails(place)]
     known = load_heads(place / HEADS_FILE)
-    found = [_checked(path, known) for path in find_trails(place)]
+    found = [_checked(path, known, path.parent.name) for path in find_trails(place)]
     gone = sorted(known.keys() - {trail.path.parent.name for trail in found})
     lost = [CheckedTrail(place / "sites" / site / AUDIT_FILE, (), fault_against(known[site], ()), len(known[site])) for site in gone]
     return [*found, *lost]
 
 
-def _checked(path: Path, known: Mapping[str, Sequence[HeadPoint]] | None) -> CheckedTrail:
+def _checked(path: Path, known: Mapping[str, Sequence[HeadPoint]] | None, site: str | None = None) -> CheckedTrail:
+    """``site``: whose trail it should be; ``None``: whose it says it is."""
     lines, fault = read_chain(path)
     if known is None or fault is not None:
         return CheckedTrail(path, lines, fault)
-    site = lines[0].site if lines else path.parent.name
+    site = site or (lines[0].site if lines else path.parent.name)
     if site not in known:
         raise FedsamError(
             "the server's heads know nothing of this site",
