@@ -157,14 +157,25 @@ def read_toml(path: Path, *, what: str, fix: str) -> dict[str, Any]:
         fix: what the user should do when it cannot be read.
 
     Raises:
-        FedsamError: missing, unreadable, or not TOML.
+        FedsamError: missing, unreadable, or not TOML; that is also a whole number of more than 64 bits (TOML 1.0, "Integer").
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        _refuse_large_integers(values)
+        return values
     except (OSError, UnicodeDecodeError) as error:
         raise FedsamError(f"{what} cannot be read", path=path, found=str(error), fix=fix) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; numbers of thousands of digits; nested without end
         raise FedsamError(f"{what} is not TOML", path=path, found=str(error), fix="mend the file") from error
+
+
+def _refuse_large_integers(value: Any) -> None:
+    """Python's own has no limit, but what is done with such a number later has one."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_large_integers(inner)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("a whole number of more than 64 bits")
 
 
 @contextmanager
