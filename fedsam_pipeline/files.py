@@ -130,6 +130,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text from outside.
+
+    Raises:
+        ValueError: it is none, has a number of thousands of digits, is nested without end, or holds half of a surrogate pair, which JSON
+            can write (as ``ud800`` behind a backslash) and no file, hash or message can hold.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.casefold():
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+    return value
+
+
 def read_json(path: Path, fix: str | None = None) -> Any:
     """Reads a JSON file.
 
@@ -141,10 +157,10 @@ def read_json(path: Path, fix: str | None = None) -> Any:
         FedsamError: missing, unreadable, or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FedsamError("a file is missing", path=path, expected="a JSON file", fix=fix) from error
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, nested without end
+    except (OSError, ValueError) as error:
         raise FedsamError("a file cannot be read as JSON", path=path, found=str(error), expected="valid JSON", fix=fix) from error
 
 

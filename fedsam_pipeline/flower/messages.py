@@ -1,6 +1,8 @@
 """What crosses the wire: message types, record keys, and how records are built and read."""
 
 import hashlib
+import io
+import math
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -49,12 +51,25 @@ def from_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
 def _read(name: str, array: Array) -> NDArray[np.generic]:
     """One array. Flower reads it with ``allow_pickle=False``, so its bytes run no code, whatever they are."""
     try:
+        _check_size(array.data)
         read = array.numpy()
     except Exception as error:  # the bytes may be anything, and so may be what NumPy's parsers raise: MemoryError, RecursionError, OSError
         raise UpdateRefused(f"array {name!r:.80} cannot be read ({type(error).__name__})") from error
-    if not isinstance(read, np.ndarray):  # NumPy opens a zip file as an archive of arrays
-        raise UpdateRefused(f"array {name!r:.80} is an archive of arrays")
     return read
+
+
+def _check_size(data: bytes) -> None:
+    """NumPy makes an array of the size that its header says before it looks for the values.
+
+    Raises:
+        ValueError: the values behind the header are more or fewer, or no numbers; or the bytes are no array, but an archive of them.
+    """
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("another version of the format than NumPy writes for numbers")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.kind not in "biuf" or dtype.itemsize * math.prod(shape) != len(data) - stream.tell():
+        raise ValueError("values of another kind or number than the header says")
 
 
 def to_record(payload: bytes) -> ArrayRecord:

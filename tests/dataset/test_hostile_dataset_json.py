@@ -35,7 +35,7 @@ def loads_or_says_why(folder: Path) -> None:
     paths = [path for case in dataset.cases for path in (*dataset.image_paths(case), dataset.label_path(case))]
     assert all(path.is_file() for path in paths)
     assert dataset.label_scheme.scored and all(dataset.site_of(case) for case in dataset.cases)
-    json.dumps([dataset.labels, dataset.sites, dataset.patients, dataset.site_labels], allow_nan=False).encode()
+    json.dumps([dataset.labels, dataset.sites, dataset.patients, dataset.site_labels], ensure_ascii=False, allow_nan=False).encode()
 
 
 @pytest.mark.parametrize("content", [CONTENT, FULL, CONTENT | {"dataset": EXPLICIT}], ids=["plain", "full", "explicit"])

@@ -49,9 +49,9 @@ def test_the_server_knows_the_heads_and_what_came_with_them(tmp_path: Path) -> N
         lines = trail(tmp_path, site)
         assert [point.head for point in known[site]] == [line.head for line in lines if line.direction == "out"]
         assert fault_against(known[site], lines) is None
-    for message in (*federation.grid.sent, *federation.grid.received):
-        site = federation.setups[(message.metadata.dst_node_id or message.metadata.src_node_id) - 1].site
-        hashes = {line.payload_sha256: line.bytes for line in trail(tmp_path, site)}
+    down = [(message.metadata.dst_node_id, message) for message in federation.grid.sent]
+    for node, message in (*down, *((message.metadata.src_node_id, message) for message in federation.grid.received)):
+        hashes = {line.payload_sha256: line.bytes for line in trail(tmp_path, federation.setups[node - 1].site)}
         assert hashes[content_sha256(message.content)] == message_bytes(message.content)
 
 

@@ -1,6 +1,7 @@
 """Asking sites for sums: honest ones are read, the others are refused by name, and no text of an exception crosses."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,3 +94,15 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path, change: Callable[[Confi
     told, refused, _ = asked(Site("site_a", tmp_path / "a"), Site("site_b", tmp_path / "b"), change=change)
     assert len(told) == 1 and len(refused) == 1
     assert words in next(iter(refused.values()))
+
+
+def test_sums_nested_to_any_depth_are_refused(tmp_path: Path) -> None:
+    """Near the interpreter's limit they can be read, and not be shown."""
+    for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit(), 3):
+        nested = json.dumps({name: {"liver": 1} for name in QUESTION.configurations}).replace("1", "[" * depth + "]" * depth)
+        told, refused, _ = asked(
+            Site("site_a", tmp_path / "a"),
+            Site("site_b", tmp_path / "b"),
+            change=lambda config, nested=nested: config.update({SUMS: nested}),
+        )
+        assert len(told) == len(refused) == 1
