@@ -27,6 +27,9 @@ _CANNOT_WRITE = {
     errno.ENOTEMPTY,
 }
 
+_MOST_LEVELS = 100
+"""of lists and objects within each other, in JSON from outside; ours have ten"""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -134,16 +137,28 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text from outside.
 
     Raises:
-        ValueError: it is none, has a number of thousands of digits, is nested without end, or holds half of a surrogate pair, which JSON
-            can write (as ``ud800`` behind a backslash) and no file, hash or message can hold.
+        ValueError: it is none, has a number of thousands of digits, is nested deeper than anything of ours, or holds half of a surrogate
+            pair, which JSON can write (as ``ud800`` behind a backslash) and no file, hash or message can hold.
     """
     try:
         value = json.loads(text)
-        if "\\ud" in text.casefold():
-            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested without end") from error
+    if not _nested_within(value, _MOST_LEVELS):
+        raise ValueError(f"nested more than {_MOST_LEVELS} levels deep")
+    if "\\ud" in text.casefold():
+        json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def _nested_within(value: Any, levels: int) -> bool:
+    """Near the interpreter's limit a value could be read, and not be shown in an error."""
+    inner = [value]
+    for _ in range(levels + 1):
+        inner = [part for each in inner if isinstance(each, dict | list) for part in (each.values() if isinstance(each, dict) else each)]
+        if not inner:
+            return True
+    return False
 
 
 def read_json(path: Path, fix: str | None = None) -> Any:

@@ -113,5 +113,5 @@ def _read(message: Message, site: str, asked: ConfigRecord, question: Question) 
         return DiceSums.from_answer(
             value, configurations=question.configurations, names=question.class_names, most_cases=question.most_cases[site]
         )
-    except (ValueError, RecursionError) as error:  # what is nested deeply can be read, and then not be shown
+    except ValueError as error:
         raise AnswerRefused(str(error)) from error

@@ -109,7 +109,7 @@ class PostprocessingQuery:
         value = told_sums(message, site, sent, ANSWERED_KEYS, "run or round")
         try:
             return DeltaSums.from_answer(value, names=self._plan.class_names, candidates=candidates, most_cases=self._most_cases[site])
-        except (ValueError, RecursionError) as error:  # what is nested deeply can be read, and then not be shown
+        except ValueError as error:
             raise AnswerRefused(str(error)) from error
 
 
