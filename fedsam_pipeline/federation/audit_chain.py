@@ -87,10 +87,6 @@ class AuditLine(AuditEntry):
         """Of a chain that ends here."""
         return Head(self.index, self.hash)
 
-    def text(self) -> bytes:
-        """As it stands in the file, with its line end."""
-        return canonical_json(self.to_dict()).encode() + b"\n"
-
 
 @dataclass(frozen=True)
 class Head:
@@ -151,6 +147,11 @@ class LineBroken(ValueError):
         self.expected = expected
 
 
+def written(line: AuditLine) -> bytes:
+    """A line as it stands in the file, with its line end."""
+    return canonical_json(line.to_dict()).encode() + b"\n"
+
+
 def listed(names: list[str]) -> tuple[str, ...] | NameDigest:
     """Names as a line holds them."""
     ordered = sorted(names)
@@ -175,7 +176,7 @@ def parsed_line(raw: bytes) -> AuditLine:
     own = sha256_of({key: value for key, value in line.to_dict().items() if key != "hash"})
     if line.hash != own:
         raise LineBroken(f"hash {line.hash}", f"{own}, the hash of what stands there: the line was edited")
-    if line.text() != raw + b"\n":
+    if written(line) != raw + b"\n":
         raise LineBroken("other spelling of the same values", "canonical JSON: the line was edited")
     return line
 
@@ -246,7 +247,7 @@ class AuditChain:
                 self._set_torn_line_aside(stream)
                 last, replied = self._ends(stream)
                 line = AuditLine.after(last, entry)
-                stream.write(line.text())
+                stream.write(written(line))
                 stream.flush()
                 os.fsync(stream.fileno())
                 if last == START:

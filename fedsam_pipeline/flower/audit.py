@@ -10,6 +10,7 @@ from fedsam_pipeline.federation.audit_heads import AuditHeads, TrailBroken
 from fedsam_pipeline.federation.codec.payload import told_names
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import AUDIT_HEAD, AUDIT_PREVIOUS, CONFIG, PAYLOAD, content_sha256, from_record, message_bytes
+from fedsam_pipeline.flower.replies import MAX_NAME
 
 log = logging.getLogger(__name__)
 _MAX_TEXT = 64
@@ -99,13 +100,16 @@ def trail_fault(heads: AuditHeads, message: Message) -> str | None:
     if message.has_error() or CONFIG not in message.content.config_records:
         return None  # no word of the site's own; what reads the reply says so
     config = message.content.config_records[CONFIG]
+    site = config.get("site")
+    if not isinstance(site, str) or not 0 < len(site) <= MAX_NAME:
+        return "it names no site"
     try:
         head, previous = (Head.parse(str(config.get(key))) for key in (AUDIT_HEAD, AUDIT_PREVIOUS))
     except ValueError as error:
         return f"it comes without the head of the site's audit trail ({error})"
     try:
         heads.take(
-            str(config.get("site")),
+            site,
             head,
             previous,
             message=message.metadata.message_type,
