@@ -10,6 +10,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsam_pipeline.federation.audit_heads import AuditHeads
+from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.exchange import answers
 from fedsam_pipeline.flower.messages import CANDIDATES, CONFIG, DECIDED, QUERY_POSTPROCESSING, message_bytes
 from fedsam_pipeline.flower.replies import ANSWERED_KEYS
@@ -30,6 +32,7 @@ class PostprocessingQuery:
         grid: Flower's connection to the sites.
         plan: of the run.
         most_cases: of every site, the cases that it can have.
+        heads: of the sites' audit trails; an answer that contradicts them is refused.
         stop: set by another thread to end the run while it waits for sites.
 
     Attributes:
@@ -38,8 +41,8 @@ class PostprocessingQuery:
         told: the sites that told sums, so far.
     """
 
-    def __init__(self, grid: Grid, plan: RoundPlan, most_cases: Mapping[str, int], stop: threading.Event) -> None:
-        self._grid, self._plan, self._most_cases, self._stop = grid, plan, most_cases, stop
+    def __init__(self, grid: Grid, plan: RoundPlan, most_cases: Mapping[str, int], heads: AuditHeads, stop: threading.Event) -> None:
+        self._grid, self._plan, self._most_cases, self._heads, self._stop = grid, plan, most_cases, heads, stop
         self._nodes = sorted(grid.get_node_ids())
         self.traffic: list[dict[str, Any]] = []
         self.refused: dict[str, str] = {}
@@ -75,7 +78,11 @@ class PostprocessingQuery:
             try:
                 site = answering_site(message, self._most_cases, {*found, *self.refused})
                 sites[site] = {"down": _traffic(bytes_down), "up": _traffic(message_bytes(message.content))}
-                found[site] = self._read(message, config, site, len(candidates))
+                fault = trail_fault(self._heads, message)
+                sums = self._read(message, config, site, len(candidates))
+                if fault is not None:
+                    raise AnswerRefused(fault)
+                found[site] = sums
             except AnswerRefused as error:
                 self._leave_out(node, site, str(error))
         for node in sorted(silent):

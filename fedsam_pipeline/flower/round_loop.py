@@ -17,11 +17,13 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import Encoded, decode
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import (
     CONFIG,
@@ -127,6 +129,7 @@ class RoundLoop:
         checkpoints: one is written after every round.
         downlink: what the sites hold; after ``evaluate`` it is the scored model, bit for bit.
         on_round: called with each finished round's record.
+        heads: of the sites' audit trails; an answer that contradicts them is refused.
         stop: set by another thread to end the run while it waits for sites.
 
     Attributes:
@@ -142,11 +145,12 @@ class RoundLoop:
         checkpoints: CheckpointSeries,
         downlink: Downlink,
         on_round: Callable[[RoundRecord], None],
+        heads: AuditHeads,
         stop: threading.Event | None = None,
     ) -> None:
         self._grid, self._aggregator, self._plan = grid, aggregator, plan
         self._manifest, self._checkpoints, self._downlink, self._on_round = manifest, checkpoints, downlink, on_round
-        self._stop = stop or threading.Event()
+        self._heads, self._stop = heads, stop or threading.Event()
         self.clock = WorkClock()
         self._took: dict[int, float] = {}
         """node to the seconds of its last answer"""
@@ -242,6 +246,7 @@ class RoundLoop:
         self.clock.next_exchange()
         for message in self._arriving(encoded, configs, kind, down):
             if lacks_reference(message):
+                trail_fault(self._heads, message)  # noted; what it sends next is taken, or not
                 lacking.add(message.metadata.src_node_id)
             else:
                 self._collect(message, sent, kind, replies)
@@ -257,23 +262,27 @@ class RoundLoop:
         replies.sort(key=_site)
         taken, refused = [reply for reply in replies if reply.refused is None], [reply for reply in replies if reply.refused is not None]
         if not taken:
-            raise SiteFailed(f"every update was refused; {refused[0].site}: {refused[0].refused}")
+            raise SiteFailed(f"every answer was refused; {refused[0].site}: {refused[0].refused}")
         return taken, refused, down
 
     def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply]) -> None:
-        """Checks one answer and adds it to the replies; an update that is refused is marked so."""
+        """Checks one answer and adds it to the replies; one that is refused is marked so."""
         arrived = time.perf_counter()
+        fault = trail_fault(self._heads, message)
         reply = read_reply(message, sent, self._plan.class_names)
         self._took[reply.node] = reply.busy_seconds
         self.clock.answered(now=arrived, busy=reply.busy_seconds, own=reply.own_seconds)
         if reply.site in {other.site for other in replies}:
             raise SiteFailed("two nodes answer for the same site")
-        if kind == TRAIN_ROUND:
-            try:
+        try:
+            if fault is not None:
+                raise UpdateRefused(fault)
+            if kind == TRAIN_ROUND:
                 self._take(reply, message.content)
-            except UpdateRefused as error:
-                log.warning("the update of %s was refused, the round goes on without it: %s", reply.site, error)
-                reply.refused = str(error)
+        except UpdateRefused as error:
+            what = "update" if kind == TRAIN_ROUND else "answer"
+            log.warning("the %s of %s was refused, the round goes on without it: %s", what, reply.site, error)
+            reply.refused = str(error)
         replies.append(reply)
 
     def _take(self, reply: SiteReply, content: RecordDict) -> None:

@@ -1,11 +1,11 @@
 """What a site tells in answer to a query: who it is, and sums as JSON, checked before anything is done with them."""
 
-import json
 from collections.abc import Container, Sequence
 from typing import Any
 
 from flwr.app import ConfigRecord, Message
 
+from fedsam_pipeline.files import parse_json
 from fedsam_pipeline.flower.messages import CONFIG, SUMS
 
 MAX_ANSWER = 1 << 20
@@ -59,6 +59,6 @@ def told_sums(message: Message, site: str, asked: ConfigRecord, same: Sequence[s
     if not isinstance(text, str) or len(text) > MAX_ANSWER:
         raise AnswerRefused(f"it comes without {SUMS}, or with too many")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise AnswerRefused(f"it cannot be read ({type(error).__name__})") from error

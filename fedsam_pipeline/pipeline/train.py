@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json, write_text
@@ -253,7 +254,8 @@ class TrainingRun:
             window=setup.workers + 1,  # one for each worker, and one for the first that is done
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
-            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), stop)
+            heads = AuditHeads(self._folder)
+            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), heads, stop)
             self._clock = loop.clock
             tensors = loop.run(tensors, rounds_done)
             if setup.held_out is None:
@@ -261,16 +263,16 @@ class TrainingRun:
                 tensors = downlink.held  # what was scored, as the sites hold it
                 self._append_traffic(scores.traffic)
                 if setup.chooses_postprocessing:
-                    self._choose_postprocessing(grid, plan, stop)
+                    self._choose_postprocessing(grid, plan, heads, stop)
             else:  # no node of the federation: nothing travels
                 scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {})
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
-    def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, stop: threading.Event) -> None:
+    def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, heads: AuditHeads, stop: threading.Event) -> None:
         """For the whole run, from the validation cases of all folds that are trained by now."""
         started = time.perf_counter()
-        document, traffic = choose_postprocessing(self._setup, grid, plan, stop)
+        document, traffic = choose_postprocessing(self._setup, grid, plan, heads, stop)
         self._clock_alone(started)
         document.save(self._folder.parent / POSTPROCESSING_FILE)
         for entry in traffic:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.strategy_settings import streams
 from fedsam_pipeline.flower.aggregator import Aggregator
@@ -169,7 +170,9 @@ class _ProbeRun:
         checkpoints = CheckpointSeries(self._folder / "checkpoints", "round_")
         downlink = Downlink(aggregation.wire, tensors)
         aggregator = Aggregator(aggregation, len(setup.sites))
-        loop = RoundLoop(grid, aggregator, plan, self._adapted.manifest, checkpoints, downlink, self._record, stop)
+        loop = RoundLoop(
+            grid, aggregator, plan, self._adapted.manifest, checkpoints, downlink, self._record, AuditHeads(self._folder), stop
+        )
         tensors = loop.run(tensors, 0)
         before = loop.clock.site_seconds
         self._final = loop.evaluate(tensors).traffic

@@ -1,6 +1,7 @@
 """Asking sites for sums: honest ones are read, the others are refused by name, and no text of an exception crosses."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from flwr.app import ConfigRecord
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.dice_sums import Cell, DiceSums
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower.configuration_query import QUERY_ID, Question, ask_sites, make_query_app
 from fedsam_pipeline.flower.messages import CONFIG, QUERY_CONFIGURATIONS, SUMS
 from tests.flower.grids import DirectGrid
@@ -48,7 +50,7 @@ def asked(*sites: Site, change: Callable[[ConfigRecord], None] | None = None) ->
             return replies
 
         grid.pull_messages = changed  # type: ignore[method-assign]
-    return *ask_sites(grid, QUESTION, threading.Event()), grid
+    return *ask_sites(grid, QUESTION, AuditHeads(sites[0].state_folder.parent), threading.Event()), grid
 
 
 def test_every_site_is_asked_once(tmp_path: Path) -> None:
@@ -92,3 +94,15 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path, change: Callable[[Confi
     told, refused, _ = asked(Site("site_a", tmp_path / "a"), Site("site_b", tmp_path / "b"), change=change)
     assert len(told) == 1 and len(refused) == 1
     assert words in next(iter(refused.values()))
+
+
+def test_sums_nested_to_any_depth_are_refused(tmp_path: Path) -> None:
+    """Near the interpreter's limit they could be read, and not be shown."""
+    for depth in (90, 200, sys.getrecursionlimit() - 60, sys.getrecursionlimit() * 10):
+        nested = json.dumps({name: {"liver": 1} for name in QUESTION.configurations}).replace("1", "[" * depth + "]" * depth)
+        told, refused, _ = asked(
+            Site("site_a", tmp_path / "a"),
+            Site("site_b", tmp_path / "b"),
+            change=lambda config, nested=nested: config.update({SUMS: nested}),
+        )
+        assert len(told) == len(refused) == 1

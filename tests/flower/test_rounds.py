@@ -15,7 +15,7 @@ from fedsam_pipeline.federation.codec.coding import decode
 from fedsam_pipeline.federation.codec.payload import unpack
 from fedsam_pipeline.flower import client_app
 from fedsam_pipeline.flower.exchange import RunStopped
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_record
+from fedsam_pipeline.flower.messages import AUDIT_HEAD, AUDIT_PREVIOUS, CONFIG, METRICS, PAYLOAD, from_record
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.model import compilation
@@ -207,7 +207,7 @@ def test_a_failure_tells_the_wire_nothing_but_a_code(tmp_path: Path) -> None:
     with pytest.raises(SiteFailed, match="site_b reports bad_input"):
         federation.run()
     reply = next(m for m in federation.grid.received if m.content.config_records[CONFIG]["site"] == "site_b")
-    assert set(reply.content.config_records[CONFIG]) == {"site", "failure", "failure_id"}
+    assert set(reply.content.config_records[CONFIG]) == {"site", "failure", "failure_id", AUDIT_HEAD, AUDIT_PREVIOUS}
     everything = str(dict(reply.content.config_records[CONFIG]))
     assert "site_b_0" not in everything
     assert str(tmp_path) not in everything
