@@ -49,18 +49,16 @@ def is_open(path: str) -> bool:
 
 def from_this_machine(scope: Scope) -> bool:
     """Whether the connection came over loopback, or from the very address that it went to."""
-    if not scope.get("client"):
-        return False
+    client, server = (_plain(scope.get(side)) for side in ("client", "server"))
+    return client is not None and (client.is_loopback or client == server)
+
+
+def _plain(end: tuple[str, int] | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address of one end, IPv4 out of its IPv6 clothes; ``None`` where it is not told, or is none (a socket file)."""
     try:
-        client = _plain(scope["client"][0])
-        server = _plain(scope["server"][0]) if scope.get("server") else None
+        address = ipaddress.ip_address("" if end is None else end[0])
     except ValueError:
-        return False
-    return client.is_loopback or client == server
-
-
-def _plain(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    address = ipaddress.ip_address(text)
+        return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 

@@ -60,7 +60,8 @@ def test_without_it_flower_answers_anyone() -> None:
         ("::ffff:10.0.0.6", "::ffff:10.0.0.5", False),
         ("2001:db8::6", "2001:db8::5", False),
         ("localhost", "10.0.0.5", False),
-        ("10.0.0.6", "testserver", False),
+        ("10.0.0.6", "server.sock", False),
+        ("127.0.0.1", "server.sock", True),
     ],
 )
 def test_who_counts_as_this_machine(client: str, server: str, same: bool) -> None:
