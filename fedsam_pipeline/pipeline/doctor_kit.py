@@ -130,18 +130,13 @@ class KitChecks:
             yield ok(subject, f"certificate {until}{also}")
 
     def _server_files(self, authority: x509.Certificate | None) -> Iterator[DoctorFinding]:
+        certificate = None
         try:
             certificate = load_certificate(self.folder / SERVER_CERTIFICATE)
         except FedsamError as error:
             yield from_error("certificate", error, fix=RENEW)
-            certificate = None
         else:
-            yield from self._dates("certificate", certificate, RENEW)
-            if not covers(certificate, self.kit.host):
-                text = f"the certificate is for {', '.join(names_of(certificate))}, sites ask for {self.kit.host}"
-                yield problem("certificate", text, RENEW)
-            if authority is not None and not issued_by(certificate, authority):
-                yield problem("certificate", "ca.crt did not sign server.crt", "copy both from one kit, or: " + RENEW)
+            yield from self._certificate(certificate, authority)
         path = self.folder / SERVER_KEY
         yield from self._mode("key", path, "copy it again from the kit")
         if path.is_file() and certificate is not None:
@@ -155,6 +150,14 @@ class KitChecks:
             yield from self._mode("app key", signing, "")
         else:
             yield ok("app key", f"{SIGNING_KEY} is kept elsewhere")
+
+    def _certificate(self, certificate: x509.Certificate, authority: x509.Certificate | None) -> Iterator[DoctorFinding]:
+        yield from self._dates("certificate", certificate, RENEW)
+        if not covers(certificate, self.kit.host):
+            text = f"the certificate is for {', '.join(names_of(certificate))}, sites ask for {self.kit.host}"
+            yield problem("certificate", text, RENEW)
+        if authority is not None and not issued_by(certificate, authority):
+            yield problem("certificate", "ca.crt did not sign server.crt", "copy both from one kit, or: " + RENEW)
 
     def _site_files(self) -> Iterator[DoctorFinding]:
         path = self.folder / f"{self.kit.site}.key"
