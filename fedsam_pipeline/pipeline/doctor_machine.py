@@ -81,12 +81,12 @@ def disk_findings(folders: Mapping[str, Path], free_bytes: Callable[[Path], int]
     for name, folder in folders.items():
         subject = f"disk, {name}"
         there = folder.absolute()
-        while not there.exists():
-            there = there.parent
         try:
+            while not there.exists():
+                there = there.parent
             free = free_bytes(there)
         except OSError as error:
-            yield problem(subject, f"{folder}: {error}", "check that the disk is mounted")
+            yield problem(subject, f"{folder}: {error}", "check that the disk is mounted, and that this user may look there")
             continue
         room = f"{free / 2**30:,.1f} GiB free"
         if not (there.is_dir() and os.access(there, os.W_OK)):

@@ -25,8 +25,8 @@ class SiteKit(Document):
 
     schema_version: Literal[1] = 1
     role: Literal["server", "site"]
-    federation: str = Field(pattern=r"^[A-Za-z0-9_\-]+$", max_length=60)
-    """also the name of Flower's connection"""
+    federation: str = Field(pattern=r"^[A-Za-z0-9_\-]+$", max_length=40)
+    """also the name of Flower's connection; a certificate's common name has room for 64 letters, 22 of which are ours"""
     site: SiteName | None
     """``None`` in the server's folder"""
     sites: tuple[SiteName, ...] = Field(min_length=1)

@@ -72,11 +72,11 @@ class KitRequest:
     keys_at_site: bool = False
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", self.federation):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", self.federation):
             raise FedsamError(
                 "a federation cannot be called so",
                 found=self.federation,
-                expected="up to 60 letters, digits, _ and -",
+                expected="up to 40 letters, digits, _ and -",
                 fix="--federation hospitals, for example",
             )
         _check_sites(self.sites)

@@ -6,6 +6,7 @@ SuperLink itself answers other machines on the Fleet API and the health check al
 """
 
 import ipaddress
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -71,6 +72,7 @@ def close_control_api() -> None:
 
 def main() -> None:
     """Runs the SuperLink with this process's command line."""
+    os.environ["FORWARDED_ALLOW_IPS"] = "127.0.0.1"  # uvicorn's: from no other machine is X-Forwarded-For believed, whatever was set here
     close_control_api()
     flower_superlink()
 

@@ -130,10 +130,16 @@ def test_names_of_sites_are_checked(sites: tuple[str, ...], words: str) -> None:
     assert words in str(caught.value.found) and caught.value.fix
 
 
-@pytest.mark.parametrize("federation", ["", "a.b", "a b", "a/b", "x" * 61, "a]"])
+@pytest.mark.parametrize("federation", ["", "a.b", "a b", "a/b", "x" * 41, "a]"])
 def test_the_name_of_a_federation_is_checked(federation: str) -> None:
     with pytest.raises(FedsamError, match="a federation cannot be called so"):
         request_of(federation=federation)
+
+
+def test_the_longest_names_fit_into_certificates(tmp_path: Path) -> None:
+    longest = request_of(federation="f" * 40, sites=("s" * 100,), address=ServerAddress(".".join(["h" * 62] * 4), 8000))
+    make_kit(longest, tmp_path / "kit", now=NOON)
+    assert covers(load_certificate(tmp_path / "kit" / "server" / "server.crt"), longest.address.host)
 
 
 def test_other_names_of_the_server_are_checked() -> None:
