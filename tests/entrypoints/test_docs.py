@@ -70,9 +70,9 @@ def test_quoted_lines_of_flower_exist() -> None:
     for _, *words in found:
         command, context = flwr, click.Context(flwr)
         while isinstance(command, click.Group):
-            name, command, words = command.resolve_command(context, words)
-            assert command is not None
-            context = click.Context(command, parent=context, info_name=name)
+            name, chosen, words = command.resolve_command(context, words)
+            assert chosen is not None
+            command, context = chosen, click.Context(chosen, parent=context, info_name=name)
         command.make_parser(context).parse_args(list(words))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
+from starlette.middleware import Middleware
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -67,7 +68,7 @@ def _plain(end: tuple[str, int] | None) -> ipaddress.IPv4Address | ipaddress.IPv
 def close_control_api() -> None:
     """Puts ``FleetOnly`` in front of every SuperLink that this process makes."""
     others = extensions.get_middleware
-    extensions.get_middleware = lambda: (extensions.Middleware(FleetOnly), *others())
+    extensions.get_middleware = lambda: (Middleware(FleetOnly), *others())
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.cli.flower_config import parse_superlink_connection
 from flwr.superlink.cli import flower_superlink
@@ -73,7 +73,7 @@ def test_flower_finds_its_connection(tmp_path: Path) -> None:
     assert connections["default"] == "trial"
     connection = parse_superlink_connection(connections["trial"], "trial")
     assert (connection.address, connection.insecure) == ("127.0.0.1:8000", False)
-    assert Path(connection.root_certificates).is_file()
+    assert connection.root_certificates and Path(connection.root_certificates).is_file()
 
 
 @pytest.mark.parametrize("folder", ["server", "site_a"])

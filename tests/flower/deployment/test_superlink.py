@@ -18,7 +18,8 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def answer(path: str, client: str, method: str = "POST") -> int:
-    return TestClient(create_app(), client=(client, 50000)).request(method, path).status_code
+    code: int = TestClient(create_app(), client=(client, 50000)).request(method, path).status_code
+    return code
 
 
 @pytest.mark.usefixtures("_closed")
