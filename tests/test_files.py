@@ -19,6 +19,7 @@ from fedsam_pipeline.files import (
     sha256_file,
     write_bytes,
     write_json,
+    write_secret,
     write_text,
 )
 
@@ -205,3 +206,15 @@ def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(FedsamError, match=r"a folder cannot be locked[\s\S]*a folder that this user may write to"), locked_folder(tmp_path):
         pytest.fail("nothing was locked")
+
+
+def test_a_secret_is_its_owners_alone_and_replaced_whole(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        for content in (b"first", b"second"):
+            write_secret(tmp_path / "a.key", content)
+            assert (tmp_path / "a.key").read_bytes() == content
+            assert (tmp_path / "a.key").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == ["a.key"]

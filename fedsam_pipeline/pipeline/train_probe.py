@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.audit_heads import AuditHeads
+from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.strategy_settings import streams
 from fedsam_pipeline.flower.aggregator import Aggregator
