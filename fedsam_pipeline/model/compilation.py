@@ -34,7 +34,7 @@ def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:
         ) from error
     for block in encoder_blocks(model.image_encoder):
         if block._compiled_call_impl is None:
-            block.compile(backend=BACKEND)
+            block.compile(backend=BACKEND, dynamic=False)  # the backend fails on some blocks whose sizes it takes for variables
 
 
 @contextmanager
