@@ -11,6 +11,7 @@ class CastLinear(nn.Linear):
     """``nn.Linear``, which under autocast casts a frozen weight once and not at every call.
 
     Autocast itself keeps casts only of weights that train, and casting ViT-B's takes as long as encoding one image of 224 pixels with them.
+    The price is memory, half of what the weights take: in a training step autograd would hold as much, in prediction it is more.
     The copy is made again when the weight was changed in place or replaced. ``tensor.data`` hides changes from torch: change a weight under
     ``torch.no_grad()`` instead.
     """

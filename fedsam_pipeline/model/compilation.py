@@ -1,6 +1,10 @@
 """``torch.compile`` for the blocks of an image encoder: machine-dependent, optional, and part of no plan, recipe or hash."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.recompute import encoder_blocks
@@ -31,3 +35,17 @@ def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:
     for block in encoder_blocks(model.image_encoder):
         if block._compiled_call_impl is None:
             block.compile(backend=BACKEND)
+
+
+@contextmanager
+def uncompiled(model: object) -> Iterator[None]:
+    """Computes without compiled blocks for a while: hooks then see every module. What is no ``nn.Module`` has none."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    compiled = [(module, module._compiled_call_impl) for module in modules if module._compiled_call_impl is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call

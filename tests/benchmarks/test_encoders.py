@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,20 @@ from fedsam_pipeline.model.tiny_vit import TinyViT
 from tests.model.tiny_models import SMALL_VIT, register_small_vit
 
 
+@pytest.fixture(autouse=True)
+def _small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short look at the machine; results in ``tmp_path``; this process stays as it is."""
+    register_small_vit(monkeypatch)
+    monkeypatch.setattr(encoders, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(ceiling, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(encoders, "measure_ceiling", partial(ceiling.measure_ceiling, seconds=0.01, side=64))
+    monkeypatch.setattr(encoders, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+
 def test_it_compares_both_encoders_and_keeps_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    register_small_vit(monkeypatch)
-    monkeypatch.setattr(encoders, "RESULTS", tmp_path / "results.jsonl")
-    monkeypatch.setattr(encoders, "measure_ceiling", lambda device, dtype: ceiling.measure_ceiling(device, dtype, seconds=0.01, side=64))
     monkeypatch.setitem(encoders.TOLERATED, torch.bfloat16, 0.5)  # of so small models
     cases = [f"{SMALL_VIT}:64:2", "tiny_random:28:2"]
     monkeypatch.setattr(sys, "argv", ["encoders", "--device", "cpu", "--turns", "2", "--cases", *cases])
@@ -30,10 +39,7 @@ def test_it_compares_both_encoders_and_keeps_what_it_found(
     assert all(row["flop"] > 0 and row["share"] > 0 for row in record["rows"])
 
 
-def test_a_wrong_encoder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register_small_vit(monkeypatch)
-    monkeypatch.setattr(encoders, "RESULTS", tmp_path / "results.jsonl")
-    monkeypatch.setattr(encoders, "measure_ceiling", lambda device, dtype: ceiling.measure_ceiling(device, dtype, seconds=0.01, side=64))
+def test_a_wrong_encoder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "ours_of", lambda case, _: encoders.published(case).apply(lambda m: setattr(m, "scale", 2.0)))
     monkeypatch.setattr(sys, "argv", ["encoders", "--device", "cpu", "--turns", "1", "--kind", "forward", "--cases", f"{SMALL_VIT}:64:1"])
     assert encoders.main() == 1
