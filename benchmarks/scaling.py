@@ -7,9 +7,10 @@ Sites of two tiny volumes each are trained in simulation, every number of sites 
 fifty times a second. --rank widens LoRA, so that an update is of several MB. Printed for each number of sites: start-up, seconds and bytes
 of a round, the overhead, and how far the server's memory rises above what it was when the first site began; then the model
 
-    seconds = a + b * sites      bytes = c * sites      rise = d + e * sites
+    seconds = a + b * sites      bytes = c * sites      rise = d
 
-fitted to all but the largest run by least squares, and what it says of that run beside the measurement. --plot draws the server's memory
+fitted to all but the largest run by least squares (d: their largest, since sites that are asked a few at a time do not add to it), and what
+it says of that run beside the measurement. --plot draws the server's memory
 over time. Appends a line to benchmarks/results/scaling.jsonl.
 """
 
@@ -115,15 +116,15 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def fit(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The model's coefficients, by least squares: seconds and bytes of a round, and the server's rise, from the number of sites."""
+    """The model's coefficients: seconds and bytes of a round by least squares from the number of sites, and the server's largest rise."""
     sites = np.array([run["sites"] for run in runs], np.float64)
     line = np.stack([np.ones_like(sites), sites], axis=1)
 
     def solved(matrix: Any, name: str) -> list[float]:
         return [float(value) for value in np.linalg.lstsq(matrix, np.array([run[name] for run in runs], np.float64), rcond=None)[0]]
 
-    (a, b), (c,), (d, e) = solved(line, "round_seconds"), solved(line[:, 1:], "round_bytes"), solved(line, "rise_bytes")
-    return {"a_seconds": a, "b_seconds_a_site": b, "c_bytes_a_site": c, "d_rise_bytes": d, "e_rise_bytes_a_site": e}
+    (a, b), (c,) = solved(line, "round_seconds"), solved(line[:, 1:], "round_bytes")
+    return {"a_seconds": a, "b_seconds_a_site": b, "c_bytes_a_site": c, "d_rise_bytes": max(float(run["rise_bytes"]) for run in runs)}
 
 
 def predicted(model: dict[str, float], sites: int) -> dict[str, float]:
@@ -131,7 +132,7 @@ def predicted(model: dict[str, float], sites: int) -> dict[str, float]:
     return {
         "round_seconds": model["a_seconds"] + model["b_seconds_a_site"] * sites,
         "round_bytes": model["c_bytes_a_site"] * sites,
-        "rise_bytes": model["d_rise_bytes"] + model["e_rise_bytes_a_site"] * sites,
+        "rise_bytes": model["d_rise_bytes"],
     }
 
 

@@ -119,7 +119,8 @@ def _sum(reference: Floats, difference: Doubles) -> Floats:
 def _ordered(bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Bits of float32 as two's-complement numbers in the order of the values: neighbours in value are neighbours here. Its own inverse."""
     negative = (bits.view(np.int32) >> 31).view(np.uint32)  # all ones, or none
-    return bits ^ (negative & np.uint32(0x7FFFFFFF))
+    ordered: NDArray[np.uint32] = bits ^ (negative & np.uint32(0x7FFFFFFF))
+    return ordered
 
 
 def _bit_differences(values: Floats, references: Floats) -> NDArray[np.uint32]:
