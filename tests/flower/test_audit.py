@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from fedsam_pipeline.federation import audit_chain
 from fedsam_pipeline.federation.audit_chain import AUDIT_FILE, AuditLine, read_chain
 from fedsam_pipeline.federation.audit_heads import fault_against, load_heads
 from fedsam_pipeline.flower.messages import AUDIT_HEAD, CONFIG, PAYLOAD, content_sha256, message_bytes
@@ -64,7 +63,7 @@ def test_the_line_is_on_the_disk_before_the_bytes_leave(tmp_path: Path, monkeypa
         if (path := Path(f"/proc/self/fd/{descriptor}").readlink()).name == AUDIT_FILE:
             synced.append(path.read_bytes().splitlines()[-1])
 
-    monkeypatch.setattr(audit_chain.os, "fsync", noting)
+    monkeypatch.setattr(os, "fsync", noting)
     federation = Federation(tmp_path, {"site_a": 1})
     federation.run()
     heads = [str(message.content.config_records[CONFIG][AUDIT_HEAD]).split(":")[1] for message in federation.grid.received]
@@ -102,7 +101,7 @@ def test_what_cannot_be_written_down_does_not_leave(tmp_path: Path, monkeypatch:
         if next(calls) > 1:  # after the first line and its folder comes the answer's line
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(audit_chain.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(SiteFailed, match="site_a reports bad_input"):
         federation.run()
     (reply,) = federation.grid.received

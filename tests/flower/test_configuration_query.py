@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,6 @@ def test_sums_nested_to_any_depth_are_refused(tmp_path: Path) -> None:
     for depth in (90, 200, sys.getrecursionlimit() - 60, sys.getrecursionlimit() * 10):
         nested = json.dumps({name: {"liver": 1} for name in QUESTION.configurations}).replace("1", "[" * depth + "]" * depth)
         told, refused, _ = asked(
-            Site("site_a", tmp_path / "a"),
-            Site("site_b", tmp_path / "b"),
-            change=lambda config, nested=nested: config.update({SUMS: nested}),
+            Site("site_a", tmp_path / "a"), Site("site_b", tmp_path / "b"), change=partial(ConfigRecord.update, **{SUMS: nested})
         )
         assert len(told) == len(refused) == 1

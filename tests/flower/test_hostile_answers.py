@@ -22,7 +22,7 @@ NAMES = ("organ", "lesion")
 SENT = ConfigRecord({"run_id": "run", "round": 2, "attempt": 1})
 SCORE = SiteDice(np.array([0.5, np.nan]), 0.5, 3, np.array([0, 3]), np.array([0, 0])).to_dict(NAMES)
 VALID = {"site_a": SCORE, "site_b": SCORE}
-JUNK = ("", "x" * 5000, "\n", 0, -1, 2**62, float("nan"), float("inf"), True, b"", b"\xff", [], [1, 2], ["a"])
+JUNK: tuple[Any, ...] = ("", "x" * 5000, "\n", 0, -1, 2**62, float("nan"), float("inf"), True, b"", b"\xff", [], [1, 2], ["a"])
 DELTAS = {"cases": {"organ": 3, "lesion": 2}, "deltas": [{"organ": 0.5, "lesion": -1.0}, {"organ": 0.0, "lesion": 1e-9}]}
 SUMMED = {name: {"organ": [1.5, 3], "lesion": [0.0, 2]} for name in ("x", "y")}
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -34,7 +34,7 @@ def _stamped() -> None:
 
 
 def answer(**config: Any) -> Message:
-    values = {"run_id": "run", "round": 2, "attempt": 1, "site": "site_a", VALIDATION: json.dumps(VALID)} | config
+    values: dict[str, Any] = {"run_id": "run", "round": 2, "attempt": 1, "site": "site_a", VALIDATION: json.dumps(VALID)} | config
     record = ConfigRecord({key: value for key, value in values.items() if value is not None})
     return Message(RecordDict({CONFIG: record, METRICS: MetricRecord({NUM_EXAMPLES: 3})}), dst_node_id=0, message_type=TRAIN_ROUND)
 
