@@ -187,8 +187,8 @@ def _from_byte_planes(raw: Bytes) -> NDArray[np.uint32]:
     planes = raw.reshape(4, -1)
     values: NDArray[np.uint32] = planes[0].astype(np.uint32)
     for plane in planes[1:]:
-        values <<= 8
-        values |= plane
+        np.left_shift(values, 8, out=values)
+        np.bitwise_or(values, plane, out=values)
     return values
 
 
