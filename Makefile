@@ -42,7 +42,7 @@ test: lint typecheck weights
 	$(BIN)/python -m pytest
 
 # Those that need no data from elsewhere; make bench BENCHES=resampling measures one.
-BENCHES ?= codec surface_metrics resampling encoders training_step inference predict_profile federation
+BENCHES ?= codec surface_metrics resampling encoders training_step step_profile inference predict_profile federation
 
 bench: weights
 	@failed=; for name in $(BENCHES); do \
