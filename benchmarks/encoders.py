@@ -1,13 +1,13 @@
 """Image encoders: the published ones, used plainly in float32, against ours in float32 and, where the machine has units for it, bfloat16.
 
-python -m benchmarks.encoders [--cases vit_b:224:4 lite_medsam:56:16 ...] [--large] [--turns 5] [--peaks] [--device auto|cpu|cuda]
+python -m benchmarks.encoders [--cases vit_b:224:4 lite_medsam:56:16 ...] [--large] [--turns 5] [--no_peaks] [--device auto|cpu|cuda]
 
 A case is BASE_MODEL:SIZE:BATCH, size in pixels. References: segment_anything's ImageEncoderViT, and benchmarks/reference/tiny_vit.py for
 TinyViT. Weights are random (shared by all), which changes neither work nor time. Every case is timed forward, without gradients, and as a
 training step: forward and backward with the LoRA of recipe flap_sam in the encoder, rank 8, all else frozen. At sizes that are no multiple
 of ViT's window (256, 1024) both pad. --large adds ViT-B at 1024. Printed: median seconds, images a second, the median ratio of the turns,
-with --peaks the peak memory of each program in a process of its own, and the share of what a large matrix product reaches in this run (the
-operations counted are those of the reference). Outputs, and in the step all gradients of LoRA, must agree: the norm of the difference is
+the peak memory of each program in a process of its own, and the share of what a large matrix product reaches in this run (the operations
+counted are those of the reference). Outputs, and in the step all gradients of LoRA, must agree: the norm of the difference is
 within 1e-4 of the reference's norm in float32, a tenth of it in bfloat16; otherwise the exit code is 1.
 Appends a line to benchmarks/results/encoders.jsonl.
 """
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, help="only this")
     parser.add_argument("--large", action="store_true", help=f"also {LARGE}, forward")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--peaks", action="store_true", help="peak memory, too")
+    parser.add_argument("--no_peaks", action="store_true", help="leave out the memory")
     parser.add_argument("--peak_of", metavar="PROGRAM", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -217,7 +217,7 @@ def main() -> int:
         asked.append((Case.parse(LARGE), "forward"))
     table, agree = [], True
     for case, kind in asked:
-        found, same = measure(case, kind, device, ceilings, arguments.turns, arguments.peaks)
+        found, same = measure(case, kind, device, ceilings, arguments.turns, not arguments.no_peaks)
         table += found
         agree &= same
     for ceiling in ceilings.values():

@@ -24,7 +24,7 @@ from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.inference.ensemble import stream_ensemble
 from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
-from fedsam_pipeline.model.compilation import compile_encoder
+from fedsam_pipeline.model.compilation import compile_encoder, uncompiled
 from fedsam_pipeline.model.device import allow_tf32, autocast_dtype
 from fedsam_pipeline.model.lora import merged_lora
 from fedsam_pipeline.model.lora_residuals import folded_residuals
@@ -56,7 +56,7 @@ class SiteSetup:
         model: plan, recipe and base weights.
         state_folder: its optimizer moments, local tensors, the last state it received, what its last update lost, and logs.
         device: name of the device.
-        compiled: whether it compiles the image encoder; results stay the same.
+        compiled: whether it compiles the image encoder; results stay the same but for rounding.
         num_threads: CPU threads it may use.
         execution_file: where this machine keeps how it carries out a step.
         memory_target: bytes that the images of a step may take on the device; ``None``: most of what is free.
@@ -235,7 +235,8 @@ class SiteWorker:
                 return known
         device = torch.device(setup.device)
         budget = memory_budget(device, setup.memory_target, workers=setup.workers)
-        execution = choose_execution(self._adapted.model, batch, device, autocast_dtype(device), budget)
+        with uncompiled(self._adapted.model):  # the same number on every run, whichever site of this process comes first
+            execution = choose_execution(self._adapted.model, batch, device, autocast_dtype(device), budget)
         execution.save(setup.execution_file)
         log.info("%s: %s", setup.site, execution.why)
         return execution

@@ -31,16 +31,26 @@ class CastLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, *self._operands())
 
+    @property
+    def kept_casts(self) -> tuple[Tensor, ...]:
+        """The copies that are held now."""
+        return tuple(tensor for tensor in self._kept if tensor is not None) if self._stamp else ()
+
     def _operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, or their kept casts."""
         weight, bias = self.weight, self.bias
         device = weight.device.type
-        trains = weight.requires_grad or (bias is not None and bias.requires_grad)
-        if trains or device == "meta" or not torch.is_autocast_enabled(device) or torch.compiler.is_compiling():
+        parts = [tensor for tensor in (weight, bias) if tensor is not None]
+        changes = any(tensor.requires_grad or tensor.is_inference() for tensor in parts)  # the latter count no versions
+        if changes or device == "meta" or not torch.is_autocast_enabled(device) or torch.compiler.is_compiling():
             return weight, bias
         dtype = torch.get_autocast_dtype(device)
-        stamp = (dtype, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in (weight, bias) if tensor is not None))
+        stamp = (dtype, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in parts))
         if stamp != self._stamp:
-            self._kept = (weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # prediction may come first; a training step saves these for its backward pass
+                self._kept = (weight.to(dtype), None if bias is None else bias.to(dtype))
             self._source, self._stamp = (weight, bias), stamp  # held, so that no other tensor takes their identity
         return self._kept

@@ -23,6 +23,9 @@ def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:
     Raises:
         FedsamError: torch cannot compile here: on CPUs it needs a C++ compiler.
     """
+    blocks = [block for block in encoder_blocks(model.image_encoder) if block._compiled_call_impl is None]
+    if not blocks:
+        return
     try:
         torch.compile(torch.neg, backend=BACKEND)(torch.zeros(8, device=device))
     except RuntimeError as error:  # of dynamo, of the backend, of the compiler
@@ -30,11 +33,15 @@ def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:
             "torch cannot compile on this machine",
             found=str(error).strip().splitlines()[0],
             expected="a working C++ compiler, such as g++" if device.type == "cpu" else "Triton and a GPU that it supports",
-            fix="install it, or leave --compile out: results are the same",
+            fix="install it, or leave --compile out: results are the same but for rounding",
         ) from error
-    for block in encoder_blocks(model.image_encoder):
-        if block._compiled_call_impl is None:
-            block.compile(backend=BACKEND, dynamic=False)  # the backend fails on some blocks whose sizes it takes for variables
+    for block in blocks:
+        block.compile(backend=BACKEND, dynamic=False)  # the backend fails on some blocks whose sizes it takes for variables
+
+
+def is_compiled(model: PromptFreeSam) -> bool:
+    """Whether blocks of the image encoder are."""
+    return any(block._compiled_call_impl is not None for block in encoder_blocks(model.image_encoder))
 
 
 @contextmanager

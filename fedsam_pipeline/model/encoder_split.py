@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedsam_pipeline.model.compilation import is_compiled
 from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.model.tiny_vit import TinyViT
 
@@ -86,6 +87,11 @@ class EncoderSplit:
         for step in self._rest:
             features = step.run(features)
         return features
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the encoder's blocks are compiled: their outputs then differ in rounding."""
+        return is_compiled(self._model)
 
     def sha256(self) -> str:
         """Of every weight and buffer that ``before`` computes with: its outputs for the same images are the same where this is."""

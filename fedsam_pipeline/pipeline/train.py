@@ -24,7 +24,7 @@ from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
-from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup, SiteWorker
+from fedsam_pipeline.flower.site_worker import FEATURES_FOLDER, PERSONAL_FOLDER, SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write_adapter, write_documents
 from fedsam_pipeline.pipeline.choose_postprocessing import choose_postprocessing
@@ -37,6 +37,7 @@ from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.training.feature_pool import FILE_NAME
 
 log = logging.getLogger(__name__)
 BUSY = "another process trains in this folder"
@@ -149,7 +150,7 @@ class TrainingRun:
         ):
             (self._folder / name).unlink(missing_ok=True)
         for site in self._setup.all_sites:
-            for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}"):
+            for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}", f"{FEATURES_FOLDER}/{FILE_NAME}"):
                 (site.state_folder / name).unlink(missing_ok=True)
             KeptMasks(site.state_folder).clear()
         for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -87,12 +87,15 @@ class FeatureFile:
             return None
         except OSError as error:
             raise _refused(path, error) from error
-        header = _header(os.pread(descriptor, HEADER_BYTES, 0))
-        if header is None or header["signature"] != signature:
+        try:
+            header = _header(os.pread(descriptor, HEADER_BYTES, 0))
+        except OSError as error:
+            os.close(descriptor)
+            raise _refused(path, error) from error
+        if header is None or header[0] != signature:
             os.close(descriptor)
             return None
-        values = header["layout"]
-        return cls(path, descriptor, RecordLayout(**values | {key: tuple(values[key]) for key in ("features", "labels")}))
+        return cls(path, descriptor, header[1])
 
     @classmethod
     def create(cls, path: Path, signature: str, layout: RecordLayout, records: int) -> Self:
@@ -190,13 +193,14 @@ def _check(content: Sequence[memoryview]) -> bytes:
     return (WRITTEN + value).to_bytes(CHECK_BYTES, "little")
 
 
-def _header(start: bytes) -> dict[str, Any] | None:
-    """What the file says of itself; ``None`` where that is not this kind of file."""
+def _header(start: bytes) -> tuple[str, RecordLayout] | None:
+    """Signature and layout that the file states; ``None`` where it is no such file."""
     try:
         header = json.loads(start)
-    except ValueError:
+        values = header["layout"]
+        return str(header["signature"]), RecordLayout(**values | {key: tuple(values[key]) for key in ("features", "labels")})
+    except (ValueError, TypeError, KeyError):
         return None
-    return header if isinstance(header, dict) and {"signature", "layout"} <= header.keys() else None
 
 
 def _refused(path: Path, error: OSError) -> FedsamError:

@@ -6,13 +6,15 @@ is a function of round and step only, so that resuming equals going on. Prompts 
 
 The features of a slab are computed at its first visit, one slab at a time whatever the batch, so that they are the same bits on whichever
 visit that is. They are kept as the encoder computes them, without rounding: under bfloat16 autocast ViT's residual stream is float32,
-TinyViT's feature maps are bfloat16. Their file is signed by all that decides them: weights, cases, plan, seed, precision.
+TinyViT's feature maps are bfloat16. Their file is signed by all that decides them: weights, cases, plan, seed, precision, and the versions
+of what cuts slabs and computes.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -29,6 +31,8 @@ from fedsam_pipeline.training.slab_loader import Batch, Sample, SlabLoader
 FILE_NAME = "features.bin"
 FORMAT = 1
 """of the pool's draws and of the file; part of its signature"""
+MADE_WITH = ("torch", "numpy", "batchgenerators")
+"""whose next version may cut, augment or round in another way"""
 POOL_ROUND = 0
 """takes a round's place in the seed of what does not depend on the round; rounds count from 1"""
 
@@ -180,6 +184,7 @@ class FeatureLoader:
             "views": self._loader.num_views,
             "seed": seed,
             "site": site,
-            "precision": [self._device.type, str(self._dtype)],
+            "precision": [self._device.type, str(self._dtype), "compiled" if self._split.compiled else "as written"],
+            "versions": {name: version(name) for name in MADE_WITH},
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from fedsam_pipeline.flower import site_worker
 from fedsam_pipeline.flower.site_worker import SiteWorker, worker_model
 from fedsam_pipeline.model.lora import lora_layers
-from tests.flower.federations import model, setups, start
+from fedsam_pipeline.specs.recipe import load_recipe
+from fedsam_pipeline.training import local_trainer
+from tests.flower.federations import Federation, model, setups, start, stop_in
 
 
 def test_validation_leaves_every_weight_as_it_was_bit_for_bit(tmp_path: Path) -> None:
@@ -29,3 +33,17 @@ def test_validation_leaves_every_weight_as_it_was_bit_for_bit(tmp_path: Path) ->
         after = adapted.model.state_dict()
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
         assert not any(each.merged for each in lora_layers(adapted.model))
+
+
+@pytest.mark.parametrize("recipe", ["flap_sam", "late_lora"])
+def test_a_process_that_scores_first_can_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    for module in (site_worker, local_trainer):  # as on a machine with units for bfloat16: frozen weights are cast, and the casts kept
+        monkeypatch.setattr(module, "autocast_dtype", lambda _device: torch.bfloat16)
+    first = Federation(tmp_path, recipe=load_recipe(recipe), val_every=1)
+    first.loop._on_round = stop_in(2)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    site_worker._models.clear()  # the processes are gone; round 2 scores what it received, then trains
+    second = Federation(tmp_path, recipe=load_recipe(recipe), val_every=1)
+    second.run(rounds_done=1)
+    assert second.records[0].progress["round"] == 2 and second.records[0].progress["validation"]

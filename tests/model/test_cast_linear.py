@@ -113,3 +113,26 @@ def test_an_adapter_that_is_loaded_into_a_model_in_use_is_seen() -> None:
         fresh.load_tensors(tensors)
         assert torch.equal(used.model.encode(image), fresh.model.encode(image))
         assert not torch.equal(used.model.encode(image), before)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_prediction_may_come_before_training(lora: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(6, 4).requires_grad_(False)
+    targets = {"q": torch.arange(2)}
+    layer = LoRALinear.from_linear(plain, rank=2, alpha=2, targets=targets, generator=torch.Generator()) if lora else CastLinear.of(plain)
+    with torch.inference_mode():
+        computed(layer, torch.randn(5, 6))
+    x = torch.randn(5, 6, requires_grad=True)
+    computed(layer, x).float().sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_weights_made_in_prediction_are_cast_each_time() -> None:
+    with torch.inference_mode():
+        layer = CastLinear.of(nn.Linear(6, 4)).requires_grad_(False)
+        x = torch.randn(5, 6)
+        for _ in range(2):
+            assert torch.equal(computed(layer, x), expected(layer, x))
+            layer.weight.mul_(2)
+    assert not layer.kept_casts
