@@ -47,10 +47,8 @@ class CastLinear(nn.Linear):
         dtype = torch.get_autocast_dtype(device)
         stamp = (dtype, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in parts))
         if stamp != self._stamp:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # prediction may come first; a training step saves these for its backward pass
+            # prediction may come first, and a training step saves these for its backward pass
+            with torch.inference_mode(False), torch.no_grad():
                 self._kept = (weight.to(dtype), None if bias is None else bias.to(dtype))
             self._source, self._stamp = (weight, bias), stamp  # held, so that no other tensor takes their identity
         return self._kept
