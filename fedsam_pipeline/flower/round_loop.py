@@ -310,7 +310,7 @@ class RoundLoop:
         contents = {id(config): RecordDict({**records, CONFIG: config}) for config in configs.values()}  # most nodes get the same
         sizes = {key: message_bytes(content) for key, content in contents.items()}
         messages = []
-        for node, config in sorted(configs.items(), key=lambda item: -self._took.get(item[0], 0.0)):
+        for node, config in sorted(configs.items(), key=lambda item: (-self._took.get(item[0], 0.0), item[0])):
             messages.append(Message(contents[id(config)], dst_node_id=node, message_type=kind))
             down[node] += Sent(folded, encoded.figures.bytes_after, sizes[id(config)], encoded.figures.seconds)
         yield from answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window)

@@ -61,6 +61,7 @@ FLAGS = {
     "fedsam_find_best_configuration": ("-d", "-p", "-f", "-m", "--disable_ensembling", "--privacy_floor", "-device", "--workers"),
     "fedsam_site_kit": ("init", "place", "key", "renew"),
     "fedsam_doctor": ("-d", "--kit", "--json"),
+    "fedsam_audit": ("verify", "show"),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")
