@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import records
 from benchmarks.ceiling import synchronize
-from benchmarks.training_step import MODES, Comparison
+from benchmarks.training_step import MODES, Comparison, padded_vit
 from fedsam_pipeline.model.device import choose_device
 
 RESULTS = records.RESULTS / "step_profile.jsonl"
@@ -46,7 +46,7 @@ def kind_of(operation: str) -> str:
 
 def profiled(name: str, steps: int, device: torch.device) -> dict[str, float]:
     """Seconds by kind of some steps of a mode, and of what lies between operations."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, padded_vit():
         turn = Comparison(MODES[name], Path(folder), device).our_turn()
         turn(1)
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
