@@ -1,9 +1,14 @@
 """``HOST:PORT``."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.provisional import domains
+from pydantic import TypeAdapter
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.flower.deployment.address import ServerAddress, is_host
+from fedsam_pipeline.specs.site_kit import HostName
 
 
 @pytest.mark.parametrize(
@@ -35,3 +40,8 @@ def test_the_server_asks_itself_over_loopback() -> None:
 
 def test_a_newline_at_the_end_makes_no_host() -> None:
     assert is_host("fl.hospital.org") and not is_host("fl.hospital.org\n")
+
+
+@given(st.one_of(domains(), st.ip_addresses().map(str)))
+def test_kit_json_takes_every_host_that_an_address_may_have(host: str) -> None:
+    assert is_host(host) and TypeAdapter(HostName).validate_python(host) == host
