@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     init.add_argument("--federation", default="fedsam", metavar="NAME", help="its name, and that of Flower's connection to it")
     init.add_argument("-m", dest="base_model", metavar="MODEL", default=DEFAULT_BASE_MODEL, help=f"base model: {', '.join(BASE_MODELS)}")
     init.add_argument("-o", dest="output", type=Path, metavar="FOLDER", default=Path("fedsam_kit"), help="the new folder")
+    init.add_argument("--user", metavar="NAME", help="runs the services, until place says otherwise (default: the present user)")
     init.add_argument("--keys_at_site", action="store_true", help="make no site's private key here: fedsam_site_kit key does at the site")
     init.add_argument(
         "--wheelhouse",
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 base_model=arguments.base_model,
                 folder=arguments.output,
                 keys_at_site=arguments.keys_at_site,
+                user=arguments.user,
                 lock=arguments.wheelhouse,
             )
         elif arguments.action == "place":

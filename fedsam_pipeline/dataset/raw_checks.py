@@ -13,7 +13,7 @@ from fedsam_pipeline.errors import FedsamError
 
 SHOWN = 5
 """how many offending cases an error names"""
-_SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 ExplicitCases = dict[str, tuple[tuple[Path, ...], Path]]
@@ -355,7 +355,7 @@ def _is_explicit_entry(entry: object) -> bool:
 
 def is_safe_name(name: str) -> bool:
     """Whether a name can be a file name: nothing that could leave the folder."""
-    return _SAFE_NAME.match(name) is not None
+    return _SAFE_NAME.fullmatch(name) is not None
 
 
 def _check_names(names: Iterable[str], kind: str, path: Path) -> None:

@@ -125,9 +125,14 @@ def gpu_findings() -> Iterator[DoctorFinding]:
     """What PyTorch would compute on. None is needed."""
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(number)
-            name = torch.cuda.get_device_name(number)
-            yield ok("GPU", f"{name}, {free / 2**30:,.1f} of {total / 2**30:,.1f} GiB free")
+            try:
+                name = torch.cuda.get_device_name(number)
+                free, total = torch.cuda.mem_get_info(number)
+            except RuntimeError as error:
+                fix = "see in nvidia-smi which process holds it; CUDA_VISIBLE_DEVICES=-1 leaves it alone and trains on the cores"
+                yield warning("GPU", f"GPU {number} does not answer: {str(error).partition(chr(10))[0]}", fix)
+            else:
+                yield ok("GPU", f"{name}, {free / 2**30:,.1f} of {total / 2**30:,.1f} GiB free")
     elif shutil.which("nvidia-smi"):
         built = torch.version.cuda or "no CUDA"
         fix = "check that nvidia-smi works, and install PyTorch's build for its CUDA version"

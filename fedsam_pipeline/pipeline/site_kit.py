@@ -26,6 +26,7 @@ def init(
     base_model: str,
     folder: Path,
     keys_at_site: bool,
+    user: str | None,
     lock: Path | None,
 ) -> None:
     """Makes a kit and says what to do with it.
@@ -38,6 +39,7 @@ def init(
         base_model: of the registry.
         folder: a new one.
         keys_at_site: make no site's private key.
+        user: runs the services; ``None``: the present one.
         lock: fill a wheelhouse from this file; ``None``: no wheelhouse.
     """
     spec = base_model_spec(base_model)
@@ -48,6 +50,7 @@ def init(
         also=tuple(also),
         base_model=spec.name,
         keys_at_site=keys_at_site,
+        user=user,
     )
     wheels = None if lock is None else partial(fill_wheelhouse, lock=lock, spec=spec)
     authority_end, server_end = make_kit(request, folder, now=datetime.now(UTC), add_wheelhouse=wheels)

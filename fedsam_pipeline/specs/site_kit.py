@@ -9,15 +9,21 @@ from fedsam_pipeline.specs.document import Document, Rule
 
 KIT_FILE = "kit.json"
 
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # RFC 1123
+
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
+HostName = Annotated[str, Field(pattern=rf"^({_LABEL}(\.{_LABEL})*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$", max_length=253)]
+"""a DNS name, or an IP address without brackets and zone"""
 Port = Annotated[int, Field(ge=1, le=65535)]
+Word = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+!_\-]+$", max_length=100)]
+"""a version, or a name of ours: nothing that a shell, systemd or YAML reads as more than text"""
 
 
 class KitVersions(Document):
     """What the machine ran that made the kit."""
 
-    fedsam_pipeline: str
-    flwr: str
+    fedsam_pipeline: Word
+    flwr: Word
 
 
 class SiteKit(Document):
@@ -31,12 +37,12 @@ class SiteKit(Document):
     """``None`` in the server's folder"""
     sites: tuple[SiteName, ...] = Field(min_length=1)
     """all sites in the server's folder, the one in a site's: no site is told who else takes part"""
-    host: str
+    host: HostName
     """at which the sites reach the server"""
     port: Port
     runtime_port: Port
     """on loopback, of a SuperNode's own processes"""
-    base_model: str
+    base_model: Word
     made_with: KitVersions
 
     def _role_faults(self) -> Iterator[str]:

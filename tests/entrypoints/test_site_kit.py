@@ -43,6 +43,15 @@ def test_bad_input_leaves_nothing(arguments: list[str], words: str, capsys: pyte
     assert not list(tmp_path.iterdir())
 
 
+def test_a_present_user_that_cannot_run_a_service(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "jane doe")
+    arguments = ["init", "--sites", "a", "--server", "localhost:8000", "-o", "kit", "-m", "tiny_random"]
+    assert main(arguments) == 2
+    assert "not the name of a user" in (text := capsys.readouterr().err) and "give --user" in text
+    assert main([*arguments, "--user", "fedsam"]) == 0
+    assert "User=fedsam\n" in Path("kit/a/fedsam-supernode.service").read_text()
+
+
 @pytest.mark.parametrize("action", ["place", "key", "renew"])
 def test_a_folder_that_is_no_kit(action: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([action, "nowhere"]) == 2

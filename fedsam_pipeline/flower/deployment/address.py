@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedsam_pipeline.errors import FedsamError
 
-_LABEL = re.compile(r"^(?!-)[A-Za-z0-9-]{1,63}(?<!-)$")
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,5 @@ def is_host(name: str) -> bool:
         ipaddress.ip_address(name)
     except ValueError:
         labels = name.split(".")
-        return 0 < len(name) <= 253 and all(_LABEL.match(label) for label in labels) and not labels[-1].isdecimal()
+        return 0 < len(name) <= 253 and all(_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdecimal()
     return "%" not in name  # no zone of one machine

@@ -1,6 +1,7 @@
 """The start-up kit: one folder for the server and one for each site, with every key, certificate and file that starts the federation."""
 
 import getpass
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fedsam_pipeline.files import atomic_folder, write_bytes, write_secret, writ
 from fedsam_pipeline.flower.deployment.address import ServerAddress, is_host
 from fedsam_pipeline.flower.deployment.certificates import (
     authority_certificate,
+    belongs_to,
     certificate_bytes,
     entity_id,
     key_bytes,
@@ -62,6 +64,7 @@ class KitRequest:
         also: other DNS names and addresses of the server.
         base_model: whose weights the sites need.
         keys_at_site: make no private key of a site here.
+        user: runs the services; ``None`` for the present one.
     """
 
     federation: str
@@ -70,6 +73,7 @@ class KitRequest:
     base_model: str
     also: tuple[str, ...] = ()
     keys_at_site: bool = False
+    user: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", self.federation):
@@ -106,7 +110,7 @@ def make_kit(
         Until when the authority's and the server's certificates are valid.
 
     Raises:
-        FedsamError: the folder exists, cannot be written to, or its path cannot stand in start-up files.
+        FedsamError: the folder exists, cannot be written to, or its path or the user cannot stand in start-up files.
     """
     folder = folder.absolute()
     versions = KitVersions(fedsam_pipeline=version("fedsam-pipeline"), flwr=version("flwr"))
@@ -135,14 +139,14 @@ def make_kit(
             (staged / name).mkdir(mode=0o700)
             write_bytes(staged / name / AUTHORITY_FILE, certificate_bytes(authority))
         write_secret(staged / AUTHORITY_FOLDER / AUTHORITY_KEY, key_bytes(authority_key))
-        _finish(kit_of(None, RUNTIME_PORT), staged / SERVER_FOLDER, folder / SERVER_FOLDER)
+        _finish(kit_of(None, RUNTIME_PORT), staged / SERVER_FOLDER, folder / SERVER_FOLDER, request.user)
         write_bytes(staged / SERVER_FOLDER / SERVER_CERTIFICATE, certificate_bytes(server))
         write_secret(staged / SERVER_FOLDER / SERVER_KEY, key_bytes(server_key))
         write_secret(staged / SERVER_FOLDER / SIGNING_KEY, author_private)
         (staged / SERVER_FOLDER / KEYS_FOLDER).mkdir()
         for number, site in enumerate(request.sites):
             own = staged / site
-            _finish(kit_of(site, RUNTIME_PORT + number), own, folder / site)
+            _finish(kit_of(site, RUNTIME_PORT + number), own, folder / site, request.user)
             write_trusted(own, entity_id(author_public), author_public)
             if not request.keys_at_site:
                 write_bytes(staged / SERVER_FOLDER / KEYS_FOLDER / f"{site}.pub", _add_key(own, site))
@@ -209,11 +213,18 @@ def renew_server_certificate(folder: Path, *, also: Sequence[str] = (), now: dat
         Until when it is valid.
 
     Raises:
-        FedsamError: files are missing or damaged, a name is none, or the authority's own certificate has expired.
+        FedsamError: files are missing or damaged, a name is none, the authority's key is another's, or its own certificate has expired.
     """
     check_names(also)
     authority_key = load_tls_key(folder / AUTHORITY_FOLDER / AUTHORITY_KEY)
     authority = load_certificate(folder / AUTHORITY_FOLDER / AUTHORITY_FILE)
+    if not belongs_to(authority, authority_key):
+        raise FedsamError(
+            f"{AUTHORITY_KEY} is not the key of {AUTHORITY_FILE}",
+            path=folder / AUTHORITY_FOLDER,
+            expected="both of one kit",
+            fix=f"put both back from the offline copy of this kit's {AUTHORITY_FOLDER}/; no site would trust a certificate of another key",
+        )
     kit = load_kit(folder / SERVER_FOLDER)
     path = folder / SERVER_FOLDER / SERVER_CERTIFICATE
     old = load_certificate(path)
@@ -232,19 +243,28 @@ def renew_server_certificate(folder: Path, *, also: Sequence[str] = (), now: dat
     return new.not_valid_after_utc
 
 
-def _finish(kit: SiteKit, folder: Path, final: Path) -> None:
+def _finish(kit: SiteKit, folder: Path, final: Path, user: str | None) -> None:
     kit.save(folder / KIT_FILE)
-    write_start_files(kit, folder, _placement(final, None, None))
+    write_start_files(kit, folder, _placement(final, None, user))
 
 
 def _placement(folder: Path, data: Path | None, user: str | None) -> Placement:
-    return Placement(folder, (data or folder / "data").absolute(), commands_folder(), user or getpass.getuser())
+    return Placement(folder, (data or folder / "data").absolute(), commands_folder(), _present_user() if user is None else user)
+
+
+def _present_user() -> str:
+    """Name of who runs this, or the number where it has no name, as in a container; systemd takes both."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError before Python 3.13
+        return str(os.getuid())
 
 
 def _add_key(folder: Path, site: str) -> bytes:
+    """The public half first: no private key is left whose public line cannot be had."""
     private, public = openssh_pair(new_key(), site)
-    write_secret(folder / f"{site}.key", private)
     write_bytes(folder / f"{site}.pub", public)
+    write_secret(folder / f"{site}.key", private)
     return public
 
 

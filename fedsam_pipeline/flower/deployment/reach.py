@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
@@ -80,14 +80,14 @@ def greet(address: ServerAddress, authority: Path, *, clock: Callable[[], dateti
     goal = through or address
     try:
         plain = socket.create_connection((goal.host, goal.port), timeout=TIMEOUT_S)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # UnicodeError: a host that is no DNS name
         raise GreetingError(Refusal.UNREACHABLE, str(error)) from error
     with plain:
         try:
             secure = context.wrap_socket(plain, server_hostname=address.host)
         except ssl.SSLCertVerificationError as error:
             raise GreetingError(_refusal(error.verify_code), error.verify_message) from error
-        except OSError as error:  # ssl.SSLError, a reset, a timeout
+        except (OSError, ValueError) as error:  # ssl.SSLError, a reset, a timeout; UnicodeError as above
             raise GreetingError(Refusal.NO_TLS, str(error)) from error
         with secure:
             certificate = secure.getpeercert(binary_form=True)
@@ -104,8 +104,10 @@ def _ahead(connection: ssl.SSLSocket, address: ServerAddress, clock: Callable[[]
         response.begin()
         after = clock()
         server = parsedate_to_datetime(response.headers["Date"])
-    except (OSError, http.client.HTTPException, ValueError, TypeError):  # TypeError: no such header
+    except (OSError, http.client.HTTPException, ValueError, TypeError, OverflowError):  # TypeError: no such header; OverflowError: its zone
         return None
+    if server.tzinfo is None:  # "-0000", or no zone: HTTP's dates are of UTC (RFC 9110, 5.6.7)
+        server = server.replace(tzinfo=UTC)
     return (before + (after - before) / 2 - server).total_seconds() - DATE_STEP_S
 
 

@@ -22,7 +22,10 @@ TRUSTED_FILE, SIGNING_KEY, KEYS_FOLDER = "trusted_entities.yaml", "app_signing.k
 FLOWER_FOLDER, CONNECTIONS_FILE = "flower", "config.toml"
 DATA_NAMES = ("raw", "preprocessed", "results", "cache")
 
-_PLAIN = re.compile(r"^[A-Za-z0-9_./+@-]+$")
+_PLAIN = re.compile(r"[A-Za-z0-9_./+@-]+")
+_USER = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.@\\-]*[A-Za-z0-9_.@-])?")
+"""of this machine or of a directory service: jane, jane@hospital.org, HOSPITAL\\jane. systemd takes a backslash in ``User=`` as it stands;
+as the last letter it would join the next line"""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,20 @@ class Placement:
 
     def __post_init__(self) -> None:
         for path in (self.folder, self.data, self.commands):
-            if not (path.is_absolute() and _PLAIN.match(str(path))):
+            if not (path.is_absolute() and _PLAIN.fullmatch(str(path))):
                 raise FedsamError(
                     "a path cannot stand in start-up files",
                     path=path,
                     expected="an absolute path of letters, digits and _ . / + @ -",
                     fix="move the folder, or choose another with --data",
                 )
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.user):
-            raise FedsamError("not the name of a user", found=self.user, expected="letters, digits, _ . and -", fix="give --user")
+        if not _USER.fullmatch(self.user):
+            raise FedsamError(
+                "not the name of a user",
+                found=repr(self.user),
+                expected=r"letters, digits and _ . - @ \, such as fedsam, jane@hospital.org or HOSPITAL\jane",
+                fix="give --user",
+            )
 
 
 def commands_folder() -> Path:

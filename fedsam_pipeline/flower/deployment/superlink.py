@@ -21,7 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 FLEET = "/v1/fleet/"
 HEALTH = "/health"
-REFUSAL = b"the Control and Runtime APIs answer on the server itself only\n"
+REFUSAL = b"the Control and Runtime APIs answer over loopback on the server itself only\n"
 
 
 class FleetOnly:
@@ -50,13 +50,16 @@ def is_open(path: str) -> bool:
 
 
 def from_this_machine(scope: Scope) -> bool:
-    """Whether the connection came over loopback, or from the very address that it went to."""
-    client, server = (_plain(scope.get(side)) for side in ("client", "server"))
-    return client is not None and (client.is_loopback or client == server)
+    """Whether the connection came over loopback.
+
+    The server's own other addresses do not count: rootless port forwarding into a container can show every client under the container's.
+    """
+    client = _plain(scope.get("client"))
+    return client is not None and client.is_loopback
 
 
 def _plain(end: tuple[str, int] | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address of one end, IPv4 out of its IPv6 clothes; ``None`` where it is not told, or is none (a socket file)."""
+    """The address of an end, IPv4 out of its IPv6 clothes; ``None`` where it is not told, or is none (a socket file)."""
     try:
         address = ipaddress.ip_address("" if end is None else end[0])
     except ValueError:

@@ -12,7 +12,16 @@ import pytest
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.flower.deployment import kit as kit_module
 from fedsam_pipeline.flower.deployment.address import ServerAddress
-from fedsam_pipeline.flower.deployment.certificates import belongs_to, covers, issued_by, load_certificate, load_tls_key
+from fedsam_pipeline.flower.deployment.certificates import (
+    belongs_to,
+    covers,
+    issued_by,
+    load_certificate,
+    load_node_key,
+    load_node_public_key,
+    load_tls_key,
+    public_bytes,
+)
 from fedsam_pipeline.flower.deployment.kit import KitRequest, load_kit, make_kit, make_site_key, place_kit, renew_server_certificate
 from tests.flower.deployment.kits import NOON, make_test_kit
 
@@ -88,6 +97,17 @@ def test_keys_are_made_at_the_site_if_asked(tmp_path: Path) -> None:
         make_site_key(kit / "server")
 
 
+def test_no_key_is_made_whose_public_line_cannot_be_written(tmp_path: Path) -> None:
+    own = make_test_kit(tmp_path / "kit", keys_at_site=True) / "site_a"
+    (own / "site_a.pub").mkdir()
+    with pytest.raises(FedsamError, match="cannot write a file"):
+        make_site_key(own)
+    assert not (own / "site_a.key").exists()
+    (own / "site_a.pub").rmdir()
+    make_site_key(own)
+    assert public_bytes(load_node_key(own / "site_a.key").public_key()) == load_node_public_key(own / "site_a.pub")
+
+
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "kit").mkdir()
     with pytest.raises(FedsamError, match="exists already"):
@@ -116,6 +136,7 @@ def test_nothing_is_left_of_a_kit_that_failed(tmp_path: Path) -> None:
         (('a"b',), "no name"),
         (("a$b",), "no name"),
         (("é",), "no name"),
+        (("a\n",), "no name"),
         (("a" * 101,), "no name"),
         (("server",), "the kit's own"),
         (("CA",), "the kit's own"),
@@ -166,8 +187,42 @@ def test_a_moved_folder_is_placed_anew(tmp_path: Path) -> None:
     assert not [name for name, text in texts.items() if str(kit) in text]
     assert f"fedsam_raw={tmp_path}/images/raw\n" in texts["fedsam.env"] and "User=fedsam\n" in texts["fedsam-supernode.service"]
     assert (moved / "site_a.key").read_bytes() == key and mode(moved / "site_a.key") == 0o600
-    with pytest.raises(FedsamError, match="not the name of a user"):
-        place_kit(moved, user="a b")
+
+
+def user_of(kit: Path) -> str:
+    """Who runs the SuperLink's service."""
+    lines = (kit / "server" / "fedsam-superlink.service").read_text().splitlines()
+    (user,) = [line.removeprefix("User=") for line in lines if line.startswith("User=")]
+    return user
+
+
+@pytest.mark.parametrize("user", ["jane.doe", "jane@hospital.org", r"HOSPITAL\jane", "1000", "x"])
+def test_users_of_a_directory_service_run_the_service(user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_kit(request_of(user=user), tmp_path / "given", now=NOON)
+    monkeypatch.setenv("LOGNAME", user)
+    make_kit(request_of(), tmp_path / "present", now=NOON)
+    assert user_of(tmp_path / "given") == user_of(tmp_path / "present") == user
+
+
+@pytest.mark.parametrize("user", ["a b", "-a", "a/b", "a:b", "a%u", "a\n", "a\nExecStart=/bin/sh", "HOSPITAL\\", "\\jane", "@", ""])
+def test_what_is_no_name_of_a_user_is_refused(user: str, tmp_path: Path) -> None:
+    with pytest.raises(FedsamError, match="not the name of a user") as caught:
+        make_kit(request_of(user=user), tmp_path / "kit", now=NOON)
+    assert caught.value.fix and "--user" in caught.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_user_without_a_name_runs_the_service_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of its own."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    make_kit(request_of(), tmp_path / "kit", now=NOON)
+    assert user_of(tmp_path / "kit") == str(os.getuid())
 
 
 def test_a_folder_that_is_none_of_a_kit(tmp_path: Path) -> None:
@@ -201,6 +256,15 @@ def test_nothing_is_renewed_without_a_living_authority(tmp_path: Path) -> None:
     with pytest.raises(FedsamError, match="cannot be read"):
         renew_server_certificate(kit, now=NOON)
     assert (kit / "server" / "server.crt").read_bytes() == before
+
+
+def test_nothing_is_renewed_with_another_authoritys_key(tmp_path: Path) -> None:
+    kit, other = make_test_kit(tmp_path / "kit"), make_test_kit(tmp_path / "other")
+    before = (kit / "server" / "server.crt").read_bytes()
+    shutil.copy(other / "ca" / "ca.key", kit / "ca")
+    with pytest.raises(FedsamError, match=r"ca\.key is not the key of ca\.crt") as caught:
+        renew_server_certificate(kit, now=NOON)
+    assert caught.value.fix and (kit / "server" / "server.crt").read_bytes() == before
 
 
 def test_the_reserved_names_are_those_of_the_kit(tmp_path: Path) -> None:

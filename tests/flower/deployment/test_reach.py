@@ -65,6 +65,26 @@ def test_what_answers_is_no_web_server(kit: Path, answer: bytes) -> None:
         assert greet(ServerAddress("localhost", port), kit / "ca" / "ca.crt", clock=at_noon).ahead_s is None
 
 
+@pytest.mark.parametrize(
+    ("zone", "ahead_s"), [("GMT", 0.0), ("-0000", 0.0), ("", 0.0), ("+0100", 3600.0), ("+9999", None), ("+99999999999999999999", None)]
+)
+def test_every_zone_that_a_date_may_name(kit: Path, zone: str, ahead_s: float | None) -> None:
+    """RFC 9110 knows GMT alone, and every date in HTTP is of it: without a zone, too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair(kit))
+    answer = f"HTTP/1.1 200 OK\r\nDate: Sat, 01 Jun 2030 12:00:00 {zone}\r\nContent-Length: 0\r\n\r\n"
+    with listening(context, answer.encode("ascii")) as port:
+        found = greet(ServerAddress("localhost", port), kit / "ca" / "ca.crt", clock=at_noon).ahead_s
+    assert found == (None if ahead_s is None else pytest.approx(ahead_s, abs=0.51))
+
+
+@pytest.mark.parametrize("host", ["a..b", ".b", "a" * 64 + ".org"])
+def test_a_host_that_no_resolver_takes(kit: Path, host: str) -> None:
+    assert refusal(ServerAddress(host, 8000), kit / "ca" / "ca.crt") is Refusal.UNREACHABLE
+    with tls_server(*pair(kit)) as port:
+        assert refusal(ServerAddress(host, port), kit / "ca" / "ca.crt", ServerAddress("127.0.0.1", port)) is Refusal.NO_TLS
+
+
 def test_nobody_listens(kit: Path) -> None:
     assert refusal(ServerAddress("127.0.0.1", free_port()), kit / "ca" / "ca.crt") is Refusal.UNREACHABLE
 

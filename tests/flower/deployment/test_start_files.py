@@ -18,7 +18,7 @@ from flwr.supernode.cli import flower_supernode
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.flower import QUIET_ENVIRONMENT
 from fedsam_pipeline.flower.deployment.kit import load_kit
-from fedsam_pipeline.flower.deployment.start_files import read_environment, supernode_arguments
+from fedsam_pipeline.flower.deployment.start_files import Placement, read_environment, supernode_arguments
 from tests.flower.deployment.kits import make_test_kit
 
 SUPERLINK = sys.modules[flower_superlink.__module__]
@@ -91,15 +91,16 @@ def test_the_environment_is_what_a_shell_and_systemd_read(folder: str, tmp_path:
 def test_the_start_script_gives_the_program_its_flags_and_environment(tmp_path: Path) -> None:
     own = make_test_kit(tmp_path / "kit") / "site_a"
     stub = tmp_path / "flower-supernode"
-    stub.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\necho "$FLWR_TELEMETRY_ENABLED $fedsam_raw"\n')
+    stub.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\necho "$FLWR_TELEMETRY_ENABLED $fedsam_raw"\numask\n')
     stub.chmod(0o755)
     script = (own / "start.sh").read_text()
     (line,) = [line for line in script.splitlines() if line.startswith("PATH=")]
     (own / "start.sh").write_text(script.replace(line, f'PATH="{tmp_path}:$PATH"'))
-    done = subprocess.run([own / "start.sh"], capture_output=True, text=True, check=True)
-    *flags, environment = done.stdout.splitlines()
+    done = subprocess.run([own / "start.sh"], capture_output=True, text=True, check=True, umask=0o022)
+    *flags, environment, mask = done.stdout.splitlines()
     assert flags == supernode_arguments(load_kit(own), own)
     assert environment == f"0 {own}/data/raw"
+    assert int(mask, 8) == 0o077  # what it writes is for its own user alone, as under systemd
     assert line == f'PATH="{Path(sys.executable).parent}:$PATH"'
 
 
@@ -140,3 +141,8 @@ def test_an_environment_file_that_was_damaged(tmp_path: Path) -> None:
     (own / "fedsam.env").unlink()
     with pytest.raises(FedsamError, match="cannot be read"):
         read_environment(own)
+
+
+def test_a_newline_at_the_end_of_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FedsamError, match="cannot stand in start-up files"):
+        Placement(tmp_path, tmp_path / "data\n", tmp_path, "fedsam")
