@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command, setting
+from fedsam_pipeline.entrypoints.command import (
+    command_parser,
+    not_negative_int,
+    positive_float,
+    positive_int,
+    refuse_unused,
+    run_command,
+    setting,
+)
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.strategy_settings import STRATEGIES
@@ -111,6 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _body(arguments: argparse.Namespace) -> None:
+    if arguments.dry_run:
+        refuse_unused({"--c": arguments.resume}, "a run without --dry_run: the estimate is of a whole run")
     folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     request = TrainRequest(
         recipe=arguments.r,

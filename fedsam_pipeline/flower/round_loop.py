@@ -59,7 +59,7 @@ class RoundPlan:
         agreement: hashes of plan, recipe and base weights.
         num_sites: sites that must answer each round.
         class_names: of what is scored, in order: the regions, or else the foreground classes.
-        timeout: seconds to wait for the replies of one round; ``None`` waits for all.
+        timeout: seconds to wait for each site's answer once it is asked; ``None`` waits for all.
         wire: how states and updates travel.
         window: sites that are asked at once, see :func:`answers`; ``None``: all.
     """
@@ -243,7 +243,7 @@ class RoundLoop:
         down = dict.fromkeys(configs, Sent())
         replies: list[SiteReply] = []
         lacking: set[int] = set()
-        self.clock.next_exchange()
+        self.clock.next_exchange(now=time.perf_counter())
         for message in self._arriving(encoded, configs, kind, down):
             if lacks_reference(message):
                 trail_fault(self._heads, message)  # noted; what it sends next is taken, or not
@@ -271,7 +271,6 @@ class RoundLoop:
         fault = trail_fault(self._heads, message)
         reply = read_reply(message, sent, self._plan.class_names)
         self._took[reply.node] = reply.busy_seconds
-        self.clock.answered(now=arrived, busy=reply.busy_seconds, own=reply.own_seconds)
         if reply.site in {other.site for other in replies}:
             raise SiteFailed("two nodes answer for the same site")
         try:
@@ -283,6 +282,8 @@ class RoundLoop:
             what = "update" if kind == TRAIN_ROUND else "answer"
             log.warning("the %s of %s was refused, the round goes on without it: %s", what, reply.site, error)
             reply.refused = str(error)
+        else:
+            self.clock.answered(now=arrived, busy=reply.busy_seconds, own=reply.own_seconds)
         replies.append(reply)
 
     def _take(self, reply: SiteReply, content: RecordDict) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from fedsam_pipeline.flower.client_app import MAX_CASES_MID_RUN
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.flower.work_clock import longest_first
-from fedsam_pipeline.pipeline.train_probe import Probe, case_voxels, probe
+from fedsam_pipeline.pipeline.train_probe import Probe, case_voxels, probe, seen_slabs
 from fedsam_pipeline.pipeline.train_request import RunSetup
 
 
@@ -18,7 +19,7 @@ class Estimate:
         runs: how many.
         rounds: of each.
         seconds: of the whole command.
-        round_seconds: of a round of all runs, without scores.
+        round_seconds: of a mean round of all runs, without scores.
         start_up_seconds: of the first run.
         bytes_up, bytes_down: of all messages.
         round_bytes_up, round_bytes_down: of a round after the first, of all runs.
@@ -82,20 +83,26 @@ def estimate(setups: Sequence[RunSetup], *, started: float) -> Estimate:
 def reckon(setup: RunSetup, measured: Probe) -> Estimate:
     """One run, from its simulation's start to its end.
 
-    A round takes what its sites' messages take on the workers, the longest first, and the server's part; a round with scores the scoring
-    of at most 8 cases a site as well; the end the scoring of all, by each site's own model too where it has one. Questions of
-    postprocessing are left out: they take no model.
+    A round takes what its sites' messages take on the workers, the longest first, and the server's part, which grows with the sites; a
+    round with scores the scoring of at most 8 cases a site as well; the end the scoring of all, by each site's own model too where it has
+    one. Slabs of a pool are computed in the rounds that see them first. Questions of postprocessing are left out: they take no model.
     """
     schedule, sites = setup.schedule, setup.sites
-    rounds, number = schedule.rounds, len(sites)
-    trained = schedule.local_steps * measured.step_seconds + measured.site_seconds
-    scoring = [measured.voxel_seconds * _voxels(site, MAX_CASES_MID_RUN) for site in sites]
-    plain = longest_first([trained] * number, setup.workers) + measured.exchange_seconds
-    scored = longest_first([trained + seconds for seconds in scoring], setup.workers) + measured.exchange_seconds
-    scored_rounds = sum(setup.val_every > 0 and (round_number - 1) % setup.val_every == 0 for round_number in range(2, rounds + 1))
+    rounds, number, steps = schedule.rounds, len(sites), schedule.local_steps
+    exchange = measured.exchange_seconds * max(1.0, number / measured.sites)
+
+    def round_seconds(round_number: int, scoring: Sequence[float]) -> float:
+        new = [seen_slabs(site, round_number * steps) - seen_slabs(site, (round_number - 1) * steps) for site in sites]
+        trained = [steps * measured.step_seconds + measured.slab_seconds * slabs + measured.site_seconds for slabs in new]
+        return longest_first([sum(both) for both in zip(trained, scoring, strict=True)], setup.workers) + exchange
+
+    nothing, scoring = [0.0] * number, [measured.voxel_seconds * _voxels(site, MAX_CASES_MID_RUN) for site in sites]
+    plain = [round_seconds(each, nothing) for each in range(1, rounds + 1)]
+    scored = [each for each in range(2, rounds + 1) if setup.val_every > 0 and (each - 1) % setup.val_every == 0]
+    training = sum(plain) + sum(round_seconds(each, scoring) - plain[each - 1] for each in scored)
     if setup.held_out is None:
         at_the_end = [measured.models * measured.voxel_seconds * _voxels(site) + measured.site_seconds for site in sites]
-        final = longest_first(at_the_end, setup.workers) + measured.exchange_seconds
+        final = longest_first(at_the_end, setup.workers) + exchange
         final_up, final_down = number * measured.final_bytes_up, number * measured.final_bytes_down
     else:  # scored where the server is: nothing travels
         final, final_up, final_down = measured.voxel_seconds * _voxels(setup.held_out), 0.0, 0.0
@@ -103,8 +110,8 @@ def reckon(setup: RunSetup, measured: Probe) -> Estimate:
     return Estimate(
         runs=1,
         rounds=rounds,
-        seconds=measured.start_up_seconds + (rounds - scored_rounds) * plain + scored_rounds * scored + final + measured.end_seconds,
-        round_seconds=plain,
+        seconds=measured.start_up_seconds + measured.compile_seconds + training + final + measured.end_seconds,
+        round_seconds=fmean(plain),
         start_up_seconds=measured.start_up_seconds,
         bytes_up=rounds * up + final_up,
         bytes_down=number * measured.first_bytes_down + (rounds - 1) * down + final_down,

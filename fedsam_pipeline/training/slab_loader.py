@@ -51,6 +51,11 @@ class Sample(NamedTuple):
     """(D, size, size) int64"""
 
 
+def slabs_per_step(plans: Plans) -> int:
+    """Slabs of one optimizer step."""
+    return max(1, plans.training.effective_batch // plans.slab_depth)
+
+
 class SlabLoader:
     """Random slabs of some cases, foreground oversampled.
 
@@ -81,8 +86,7 @@ class SlabLoader:
         self._views = [(view, SlabAugmentation(view.plans.window, view.plans.training.mirror_axes)) for view in views(plans, configuration)]
         self._open: dict[str, StoredCase] = {}
         self._annotated = {case: _flags(values, plans.num_classes) for case, values in (annotated or {}).items() if case in self.cases}
-        batch, depth = plans.training.effective_batch, plans.slab_depth
-        self.slabs_per_step = max(1, batch // depth)
+        self.slabs_per_step = slabs_per_step(plans)
         self.num_views = len(self._views)
 
     def of_round(self, seed: int, round_number: int, site: str, local_steps: int) -> Callable[[int], Batch]:  # noqa: ARG002

@@ -289,6 +289,13 @@ def test_a_run_cannot_be_continued_with_other_settings(interrupted: Path, capsys
     assert (interrupted / "run.json").read_bytes() == before
 
 
+def test_an_estimate_is_of_a_whole_run(interrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (interrupted / "run.json").read_bytes()
+    text = error_of(train_federated.main, ["--dry_run", "--c"], capsys)
+    assert "the estimate is of a whole run" in text and "leave --c out" in text
+    assert (interrupted / "run.json").read_bytes() == before
+
+
 def test_a_run_cannot_be_continued_with_another_plan(interrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = PREPROCESSED / "Dataset001_Demo" / "plans.json"
     values = json.loads(path.read_text())

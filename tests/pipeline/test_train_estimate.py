@@ -1,14 +1,14 @@
 """A dry run: what it measures, what it makes of it, what it leaves behind."""
 
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 
 from fedsam_pipeline.pipeline import train_probe
 from fedsam_pipeline.pipeline.train_estimate import Estimate, estimate, estimate_table, reckon
-from fedsam_pipeline.pipeline.train_probe import Probe, case_voxels, probe
+from fedsam_pipeline.pipeline.train_probe import Probe, StepCosts, case_voxels, probe, seen_slabs, step_costs
 from fedsam_pipeline.pipeline.train_request import RunSetup
 from fedsam_pipeline.postprocessing.candidates import CandidateVolumes
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
@@ -17,6 +17,9 @@ from tests.flower.federations import Federation, setups
 from tests.pipeline.comparisons import DirectSimulation
 
 PROBE = Probe(
+    sites=3,
+    slab_seconds=0.0,
+    compile_seconds=0.0,
     import_seconds=3.0,
     start_up_seconds=7.0,
     end_seconds=2.0,
@@ -75,6 +78,60 @@ def test_a_run_is_reckoned_from_its_schedule(tmp_path: Path) -> None:
     assert found.memory_bytes == (2 << 30) + (1 << 29)
 
 
+def test_slabs_of_a_pool_are_computed_once(tmp_path: Path) -> None:
+    values = load_recipe("late_lora_cached").to_dict()
+    sites = tuple(setups(tmp_path, recipe=Recipe.from_dict(values | {"cache": {"slabs_per_case": 10}})))
+    run = a_run(tmp_path, sites=sites, val_every=0, workers=3)  # two slabs a step: pools of 30, 20 and 10 slabs, 20 draws a round
+    assert [[seen_slabs(site, steps) for steps in (10, 20, 99)] for site in sites] == [[20, 30, 30], [20, 20, 20], [10, 10, 10]]
+    known, new = reckon(run, PROBE), reckon(run, replace(PROBE, slab_seconds=2.0))
+    assert new.seconds - known.seconds == pytest.approx(2.0 * 30)  # of the largest site, in two rounds of four
+    assert new.round_seconds - known.round_seconds == pytest.approx(2.0 * 30 / 4)
+    plain = a_run(tmp_path)
+    assert reckon(plain, replace(PROBE, slab_seconds=2.0)).seconds == reckon(plain, PROBE).seconds
+
+
+def test_what_a_round_takes_beyond_its_sites_grows_with_them(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    for sites, factor in ((3, 1.0), (1, 3.0), (6, 1.0)):
+        more = reckon(run, replace(PROBE, sites=sites, exchange_seconds=1.25)).seconds
+        less = reckon(run, replace(PROBE, sites=sites, exchange_seconds=0.25)).seconds
+        assert more - less == pytest.approx(5 * factor)  # four rounds and the evaluation
+
+
+def test_compiling_is_paid_once_a_run(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    assert reckon(run, replace(PROBE, compile_seconds=40.0)).seconds - reckon(run, PROBE).seconds == pytest.approx(40.0)
+
+
+def numbers(*sites: tuple[float, float]) -> dict[str, dict[str, float]]:
+    """Of a round: ``seconds`` and ``data_seconds`` of the sites."""
+    return {f"site_{name}": {"seconds": total, "data_seconds": data} for name, (total, data) in zip("abc", sites, strict=False)}
+
+
+def test_a_step_is_told_from_the_slabs_that_it_sees_first(tmp_path: Path) -> None:
+    values = load_recipe("late_lora_cached").to_dict()
+
+    def costs(slabs_per_case: int) -> StepCosts:
+        recipe = Recipe.from_dict(values | {"cache": {"slabs_per_case": slabs_per_case}})
+        rounds = [numbers((20.0, 9.0), (20.0, 9.0), (20.0, 9.0)), numbers((9.0, 6.0), (9.0, 6.0), (6.0, 3.0))]
+        return step_costs(rounds, setups(tmp_path, recipe=recipe), 3)
+
+    assert astuple(costs(100)) == pytest.approx((9.0 / 9, 15.0 / 18, 0.0))
+    # two slabs a step, six a round: pools of 9, 6 and 3, of which the second round sees 3, 0 and 0
+    assert astuple(costs(3)) == pytest.approx((9.0 / 9, 15.0 / 3, 0.0))
+    # pools of 3, 2 and 1: all in the first round
+    assert astuple(costs(1)) == pytest.approx((24.0 / 9, 27.0 / 6, 0.0))
+    plain = step_costs([numbers((9.0, 1.0)), numbers((6.0, 1.0))], setups(tmp_path)[:1], 3)
+    assert plain == StepCosts(2.0, 0.0, 0.0)
+
+
+def test_what_compiling_takes_is_what_the_slowest_first_round_takes_more(tmp_path: Path) -> None:
+    sites = [replace(site, compiled=True) for site in setups(tmp_path)]
+    rounds = [numbers((50.0, 1.0), (9.0, 1.0), (45.0, 1.0)), numbers((6.0, 1.0), (6.0, 1.0), (6.0, 1.0))]
+    assert step_costs(rounds, sites, 3) == StepCosts(2.0, 0.0, 44.0)
+    assert step_costs(rounds[::-1], sites, 3).compile_seconds == 0.0
+
+
 def test_a_site_that_is_left_out_is_scored_without_messages(tmp_path: Path) -> None:
     run = a_run(tmp_path, val_every=0)
     found, left = reckon(run, PROBE), reckon(replace(run, sites=run.sites[:2], held_out=run.sites[2]), PROBE)
@@ -91,7 +148,7 @@ def test_the_table_names_all_runs(tmp_path: Path) -> None:
     assert "memory" not in estimate_table(replace(found, worker_bytes=None))
 
 
-@pytest.mark.parametrize("recipe", ["flap_sam", "fedsa_lora", "fedex", "int4"])
+@pytest.mark.parametrize("recipe", ["flap_sam", "fedsa_lora", "fedex", "int4", "late_lora_cached"])
 def test_a_probe_weighs_the_runs_own_messages_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     monkeypatch.setattr(train_probe, "simulate", DirectSimulation())
     run = a_run(tmp_path, recipe)
@@ -99,6 +156,7 @@ def test_a_probe_weighs_the_runs_own_messages_and_leaves_nothing(tmp_path: Path,
     measured = probe(run, started=time.perf_counter())
     assert sorted(tmp_path.rglob("*")) == before
     assert min(measured.step_seconds, measured.voxel_seconds, measured.site_seconds, measured.start_up_seconds) > 0
+    assert (measured.slab_seconds > 0) == (recipe == "late_lora_cached") and measured.sites == 3 and measured.compile_seconds == 0
     assert measured.models == (2 if recipe == "fedsa_lora" else 1)
     federation = Federation(tmp_path / "truth", recipe=a_recipe(recipe), wire=run.model.recipe.aggregation.wire)
     final = federation.loop.evaluate(federation.run()).traffic
