@@ -139,7 +139,8 @@ def _missing(
 ) -> list[MissingTrail]:
     """Of the sites that were found, and of those that have to be there. The last trail of a site with a broken file is that file."""
     missing = []
-    for site in sorted({*(each.site for each in checked if each.site in known), *expected}):
+    found = {each.site for each in checked if each.site is not None}
+    for site in sorted((found & known.keys()) | set(expected)):
         there = {each.trail for each in checked if each.site == site and each.fault is None}
         last = max(point.trail for point in known[site])
         if any(each.site == site and each.fault is not None for each in checked):

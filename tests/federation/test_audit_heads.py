@@ -202,7 +202,12 @@ def test_nothing_is_written_before_it_is_kept(tmp_path: Path) -> None:
 def test_a_reply_adds_to_the_file_and_rewrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), synced.append(os.fstat(descriptor).st_ino)))
+
+    def noting(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noting)
     heads, path, before = AuditHeads(tmp_path), tmp_path / HEADS_FILE, b""
     reply(tmp_path / "site", heads, 1)
     file = path.stat().st_ino
