@@ -15,12 +15,12 @@ def build_parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True, metavar="verify|show")
     place = "a trail (audit.jsonl), a site's folder, or a run's folder with those of several sites"
     verify = actions.add_parser("verify", help="check every line: exit code 0 intact, 2 broken")
-    verify.add_argument("place", type=Path, metavar="FOLDER", help=place)
+    verify.add_argument("places", type=Path, nargs="+", metavar="FOLDER", help=f"{place}; several, where a site has begun a new trail")
     verify.add_argument(
         "--heads",
         type=Path,
         metavar="FILE",
-        help="the server's audit_heads.json: finds lines cut off at the end, too (default: the one in FOLDER, if there is one)",
+        help="the server's audit_heads.jsonl: finds lines cut off at the end, and trails that are gone (default: the one in FOLDER)",
     )
     show = actions.add_parser("show", help="print the messages as a table")
     show.add_argument("place", type=Path, metavar="FOLDER", help=place)
@@ -33,11 +33,11 @@ def _body(arguments: argparse.Namespace) -> int:
     from fedsam_pipeline.pipeline.audit import read_lines, trail_table, verify_trails
 
     if arguments.action == "verify":
-        trails = verify_trails(arguments.place, arguments.heads)
-        print("\n".join(map(str, trails)))
-        return EXIT_USER_INPUT if any(trail.fault is not None for trail in trails) else EXIT_DONE
+        trails, missing = verify_trails(arguments.places, arguments.heads)
+        print("\n".join(map(str, [*trails, *missing])))
+        return EXIT_USER_INPUT if missing or any(trail.fault is not None for trail in trails) else EXIT_DONE
     lines = read_lines(arguments.place, arguments.last)
-    print(json.dumps([line.to_dict() for line in lines], indent=1, ensure_ascii=False) if arguments.json else trail_table(lines))
+    print(json.dumps([line.to_dict() for line in lines], indent=1) if arguments.json else trail_table(lines))
     return EXIT_DONE
 
 

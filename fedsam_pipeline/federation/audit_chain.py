@@ -5,9 +5,7 @@ What binds a site is that its server knows the hash of the last line (``audit_he
 """
 
 import json
-import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,18 +14,17 @@ from typing import BinaryIO, Literal, Self
 from pydantic import Field, ValidationError
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.files import locked_folder, make_folder, write_bytes
+from fedsam_pipeline.federation.line_file import add_durably, pieces_backwards, set_torn_line_aside
+from fedsam_pipeline.files import locked_folder, make_folder
 from fedsam_pipeline.specs.canonical import canonical_json, sha256_of
 from fedsam_pipeline.specs.document import Document
 
-log = logging.getLogger(__name__)
 AUDIT_FILE = "audit.jsonl"
 MAX_NAMES, MAX_NAME = 1000, 200
-"""more tensors, or longer names, stand in a line as their number and a hash: names of incoming messages are another machine's"""
+"""more tensors, or longer names, or half a line of them, stand in a line as their number and a hash: another machine chose these names"""
 MAX_LINE = 1 << 20
 """bytes; no line that is written here is longer"""
 NO_HASH = "0" * 64
-_BLOCK = 1 << 16
 _SHA256 = r"^[0-9a-f]{64}$"
 _NEW_TRAIL = "move the file to another name and keep it; the next message begins a new trail, and the server takes note that it did"
 
@@ -155,9 +152,14 @@ def written(line: AuditLine) -> bytes:
 def listed(names: list[str]) -> tuple[str, ...] | NameDigest:
     """Names as a line holds them."""
     ordered = sorted(names)
-    if len(ordered) > MAX_NAMES or any(len(name) > MAX_NAME for name in ordered):
+    if len(ordered) > MAX_NAMES or any(len(name) > MAX_NAME for name in ordered) or _bytes_of(ordered) > MAX_LINE // 2:
         return NameDigest(count=len(ordered), names_sha256=sha256_of(ordered))
     return tuple(ordered)
+
+
+def _bytes_of(names: list[str]) -> int:
+    """In a line: a control character takes six."""
+    return len(canonical_json(names).encode())
 
 
 def parsed_line(raw: bytes) -> AuditLine:
@@ -239,19 +241,15 @@ class AuditChain:
             The head of the chain with this line, and the head with the last reply (``out``) before it; ``START`` without any.
 
         Raises:
-            FedsamError: the file cannot be written, or its last line was edited.
+            FedsamError: the file cannot be written, its last line was edited, or this one is longer than ``MAX_LINE``.
         """
         make_folder(self._folder)
         try:
             with locked_folder(self._folder), open(self._path, "a+b") as stream:
-                self._set_torn_line_aside(stream)
+                set_torn_line_aside(self._path, stream)
                 last, replied = self._ends(stream)
                 line = AuditLine.after(last, entry)
-                stream.write(written(line))
-                stream.flush()
-                os.fsync(stream.fileno())
-                if last == START:
-                    _sync_folder(self._folder)
+                add_durably(self._path, stream, self._short(written(line)))
         except OSError as error:
             raise FedsamError(
                 "the audit trail cannot be written, so nothing may leave this site",
@@ -262,25 +260,22 @@ class AuditChain:
             ) from error
         return line.head, replied
 
-    def _set_torn_line_aside(self, stream: BinaryIO) -> None:
-        size = stream.seek(0, os.SEEK_END)
-        torn = next(_pieces_backwards(stream, size), b"")
-        if not torn:
-            return
-        stream.seek(0)
-        number = 1 + sum(block.count(b"\n") for block in iter(lambda: stream.read(_BLOCK), b""))
-        aside = self._folder / f"audit_torn_line_{number}_{size}.jsonl"
-        write_bytes(aside, torn)
-        stream.truncate(size - len(torn))
-        os.fsync(stream.fileno())
-        log.warning(
-            "%s: line %d was cut short, by a power cut or a kill; its %d bytes are in %s", self._path, number, len(torn), aside.name
-        )
+    def _short(self, raw: bytes) -> bytes:
+        """The same line; one that no reader takes would break the trail for ever."""
+        if len(raw) > MAX_LINE:
+            raise FedsamError(
+                "a message cannot be noted in the audit trail, so it is not acted upon",
+                path=self._path,
+                found=f"a line of {len(raw)} bytes",
+                expected=f"at most {MAX_LINE}",
+                fix="ask whoever runs the server what it sent",
+            )
+        return raw
 
     def _ends(self, stream: BinaryIO) -> tuple[Head, Head]:
         """The head, and the head with the last reply, read from the end of the file; no more of it is read than that takes."""
         last: Head | None = None
-        for raw in _pieces_backwards(stream, stream.seek(0, os.SEEK_END) - 1):
+        for raw in pieces_backwards(stream, stream.seek(0, os.SEEK_END) - 1):
             try:
                 line = parsed_line(raw)
             except LineBroken as error:
@@ -295,25 +290,3 @@ class AuditChain:
             if line.direction == "out":
                 return last, line.head
         return last or START, START
-
-
-def _pieces_backwards(stream: BinaryIO, end: int) -> Iterator[bytes]:
-    """What stands between line ends before position ``end``, the last piece first."""
-    rest = b""
-    while end > 0:
-        step = min(end, _BLOCK)
-        end -= step
-        stream.seek(end)
-        rest, *whole = (stream.read(step) + rest).split(b"\n")
-        yield from reversed(whole)
-    if rest:
-        yield rest
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new file's name is on the disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The audit trail at both ends of the wire: a site writes a line before bytes leave, the server holds it to what it has told."""
 
-import logging
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -10,9 +9,7 @@ from fedsam_pipeline.federation.audit_heads import AuditHeads, TrailBroken
 from fedsam_pipeline.federation.codec.payload import told_names
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import AUDIT_HEAD, AUDIT_PREVIOUS, CONFIG, PAYLOAD, content_sha256, from_record, message_bytes
-from fedsam_pipeline.flower.replies import MAX_NAME
 
-log = logging.getLogger(__name__)
 _MAX_TEXT = 64
 
 
@@ -95,26 +92,22 @@ def _tensors(content: RecordDict) -> tuple[str, ...] | NameDigest | None:
     return listed(names)
 
 
-def trail_fault(heads: AuditHeads, message: Message) -> str | None:
-    """Takes note of the head in a reply; why the reply cannot be taken, ``None`` where it can."""
-    if message.has_error() or CONFIG not in message.content.config_records:
-        return None  # no word of the site's own; what reads the reply says so
+def trail_fault(heads: AuditHeads, message: Message, site: str) -> str | None:
+    """Holds the head in a site's reply to what is known; why the reply cannot be taken, ``None`` where it can.
+
+    Args:
+        heads: of the run's sites. They are on the disk after ``keep`` only.
+        message: the reply, without a Flower error.
+        site: who sent it, by a claim that holds.
+    """
     config = message.content.config_records[CONFIG]
-    site = config.get("site")
-    if not isinstance(site, str) or not 0 < len(site) <= MAX_NAME:
-        return "it names no site"
     try:
         head, previous = (Head.parse(str(config.get(key))) for key in (AUDIT_HEAD, AUDIT_PREVIOUS))
     except ValueError as error:
         return f"it comes without the head of the site's audit trail ({error})"
+    kind = message.metadata.message_type[:_MAX_TEXT]
     try:
-        heads.take(
-            site,
-            head,
-            previous,
-            message=message.metadata.message_type,
-            payload_sha256=content_sha256(message.content),
-        )
+        heads.take(site, head, previous, message=kind, payload_sha256=content_sha256(message.content))
     except TrailBroken as error:
         return str(error)
     return None

@@ -95,8 +95,8 @@ def ask_sites(grid: Grid, question: Question, heads: AuditHeads, stop: threading
     for message in answers(grid, messages, None, stop):
         site = f"node {message.metadata.src_node_id}"
         try:
-            site = answering_site(message, question.most_cases, found)
-            fault = trail_fault(heads, message)
+            site = answering_site(message, question.most_cases, found, heads.claim)
+            fault = trail_fault(heads, message, site)
             sums = _read(message, site, asked, question)
             if fault is not None:
                 raise AnswerRefused(fault)
@@ -104,6 +104,7 @@ def ask_sites(grid: Grid, question: Question, heads: AuditHeads, stop: threading
         except AnswerRefused as error:
             log.warning("the answer of %s was refused: %s", site, error)
             refused[site] = str(error)
+    heads.keep()
     return {site: found[site] for site in sorted(found)}, refused
 
 

@@ -76,15 +76,16 @@ class PostprocessingQuery:
             silent.discard(node)
             site = f"node {node}"
             try:
-                site = answering_site(message, self._most_cases, {*found, *self.refused})
+                site = answering_site(message, self._most_cases, {*found, *self.refused}, self._heads.claim)
                 sites[site] = {"down": _traffic(bytes_down), "up": _traffic(message_bytes(message.content))}
-                fault = trail_fault(self._heads, message)
+                fault = trail_fault(self._heads, message, site)
                 sums = self._read(message, config, site, len(candidates))
                 if fault is not None:
                     raise AnswerRefused(fault)
                 found[site] = sums
             except AnswerRefused as error:
                 self._leave_out(node, site, str(error))
+        self._heads.keep()
         for node in sorted(silent):
             self._leave_out(node, f"node {node}", "it did not answer")
         self.told |= {site for site, sums in found.items() if sums.cases}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
 
+from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.files import parse_json
@@ -22,11 +23,10 @@ from fedsam_pipeline.flower.messages import (
     message_bytes,
 )
 from fedsam_pipeline.flower.told_sums import MAX_ANSWER
+from fedsam_pipeline.logs import printable
 
 ANSWERED_KEYS = ("run_id", "round", "attempt")
 MAX_EXAMPLES = 10**9
-MAX_NAME = 200
-"""letters of a site's name"""
 REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds", VALIDATION_SECONDS, BUSY_SECONDS)
 
 
@@ -94,11 +94,11 @@ def _parsed(message: Message, sent: ConfigRecord, class_names: Sequence[str]) ->
     content = message.content
     config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
     site = config["site"]
-    if not isinstance(site, str) or not 0 < len(site) <= MAX_NAME:
+    if not isinstance(site, str) or not is_safe_name(site):
         raise ValueError("no name of a site")
     if "failure" in config:
-        code = str(config["failure"])[:40]
-        raise SiteFailed(f"{site} reports {code}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log", code)
+        code = printable(config["failure"], 40)
+        raise SiteFailed(f"{site} reports {code}, id {printable(config['failure_id'], 16)}: see sites/{site}/logs/site.log", code)
     if any(config[key] != sent[key] for key in ANSWERED_KEYS):
         raise SiteFailed(f"{site} answers for another run or round")
     shared = _validation(site, config, VALIDATION_SHARED, class_names) if VALIDATION_SHARED in config else {}

@@ -249,7 +249,7 @@ class TrainingRun:
             schedule=setup.schedule,
             val_every=setup.val_every,
             agreement=setup.model.agreement(),
-            num_sites=len(setup.sites),
+            sites=tuple(site.site for site in setup.sites),
             class_names=self._names,
             wire=setup.model.recipe.aggregation.wire,
             window=setup.workers + 1,  # one for each worker, and one for the first that is done
@@ -266,7 +266,7 @@ class TrainingRun:
                 if setup.chooses_postprocessing:
                     self._choose_postprocessing(grid, plan, heads, stop)
             else:  # no node of the federation: nothing travels
-                scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {})
+                scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {}, {})
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
@@ -312,10 +312,11 @@ class TrainingRun:
         summary = {"schema_version": 1, "rule": RULE, "grid": "plan", "round": self._setup.schedule.rounds} | shared
         if scores.personal is not None:
             summary["personal"] = self._summary(scores.personal)
+        summary["refused"] = scores.refused
         write_json(self._folder / "validation" / "summary.json", summary)
         with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
             line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+            stream.write(json.dumps(line | {"refused": scores.refused}, allow_nan=False) + "\n")
         self._picture.draw(self._progress())
         write_adapter(self._folder, self._initial | tensors, self._setup.model.bundle_info(self._setup.schedule.rounds))
         self.state["final"] = summary

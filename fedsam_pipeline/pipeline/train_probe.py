@@ -180,7 +180,7 @@ class _ProbeRun:
             schedule=RunSchedule(ROUNDS, self._steps, setup.schedule.peak_learning_rate, setup.schedule.seed),
             val_every=1,
             agreement=setup.model.agreement(),
-            num_sites=len(setup.sites),
+            sites=tuple(site.site for site in setup.sites),
             class_names=tuple(setup.sites[0].labels.scored),
             wire=aggregation.wire,
             window=setup.workers + 1,

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +26,20 @@ from fedsam_pipeline.federation.audit_chain import (
     read_chain,
 )
 from fedsam_pipeline.specs.canonical import canonical_json, sha256_of
+
+SHORT_OF_ROOM = """
+import resource, sys
+from pathlib import Path
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.audit_chain import AuditChain
+from tests.federation.test_audit_chain import entry
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    AuditChain(Path(sys.argv[1])).append(entry("in", 2))
+except FedsamError as error:
+    print(error)
+"""
 
 
 def entry(direction: str = "in", number: int = 1, **changes: object) -> AuditEntry:
@@ -221,6 +237,54 @@ def test_a_long_list_of_names_is_a_number_and_a_hash() -> None:
     many = [f"t{number}" for number in range(MAX_NAMES + 1)]
     assert listed(many) == NameDigest(count=MAX_NAMES + 1, names_sha256=sha256_of(sorted(many)))
     assert isinstance(listed(["x" * 1000]), NameDigest)
+
+
+@pytest.mark.parametrize("letter", ["\x01", "x", "\U0001f600", '"'])
+def test_no_list_of_names_makes_a_line_that_no_reader_takes(tmp_path: Path, letter: str) -> None:
+    names = [f"{letter * 190}{number:04d}" for number in range(MAX_NAMES)]
+    AuditChain(tmp_path).append(entry("in", tensors=listed(names)))
+    head, _ = AuditChain(tmp_path).append(entry("out"))
+    lines, fault = read_chain(tmp_path / AUDIT_FILE)
+    assert fault is None and lines[-1].head == head
+
+
+def test_a_line_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
+    before = written(tmp_path).read_bytes()
+    with pytest.raises(FedsamError, match=r"cannot be noted in the audit trail[\s\S]*a line of \d+ bytes"):
+        AuditChain(tmp_path).append(entry(run_id="x" * MAX_LINE))
+    assert (tmp_path / AUDIT_FILE).read_bytes() == before
+
+
+def test_a_full_disk_leaves_a_piece_and_the_chain_goes_on(tmp_path: Path) -> None:
+    """A process that may write 100 bytes more to a file: the kernel writes these and refuses the rest, as a full disk does."""
+    path = written(tmp_path, messages=1)
+    size = path.stat().st_size
+    found = subprocess.run([sys.executable, "-c", SHORT_OF_ROOM, str(tmp_path), str(size + 100)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "nothing may leave this site" in found.stdout
+    assert path.stat().st_size == size + 100
+    head, replied = AuditChain(tmp_path).append(entry("in", 2))
+    assert (head.length, replied.length) == (3, 2)
+    (aside,) = tmp_path.glob("audit_torn_line_3_*.jsonl")
+    assert aside.stat().st_size == 100
+
+
+def test_a_torn_piece_is_on_the_disk_before_it_is_gone_from_the_trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, messages=1)
+    with open(path, "ab") as stream:
+        stream.write(b"torn")
+    size, fsync = path.stat().st_size, os.fsync
+    synced: list[tuple[str, bool]] = []
+
+    def noting(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, path.stat().st_size == size))
+
+    monkeypatch.setattr(os, "fsync", noting)
+    AuditChain(tmp_path).append(entry("in", 2))
+    (piece, whole), (folder, still_whole), *_ = synced
+    assert "torn_line_3" in piece and whole
+    assert folder == tmp_path.name and still_whole
 
 
 @given(st.integers(0, 10**10 - 1), st.binary(min_size=32, max_size=32))

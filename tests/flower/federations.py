@@ -72,7 +72,7 @@ class Federation:
         self.checkpoints = CheckpointSeries(folder / "checkpoints", "round_")
         self.heads = AuditHeads(folder)
         self.wire = wire
-        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), len(self.setups), ("organ", "lesion"), wire=wire)
+        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), tuple(sites), ("organ", "lesion"), wire=wire)
         downlink = Downlink(wire, start(self.adapted))
         self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, len(self.setups))
         self.loop = RoundLoop(
