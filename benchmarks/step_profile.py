@@ -11,7 +11,6 @@ import argparse
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -56,12 +55,12 @@ def profiled(name: str, steps: int, device: torch.device) -> dict[str, float]:
             turn(steps)
             synchronize(device)
         total = time.perf_counter() - started
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for event in watched.key_averages():
         spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        found[kind_of(event.key)] += spent / 1e6
+        found[kind_of(event.key)] = found.get(kind_of(event.key), 0.0) + spent / 1e6
     found[BETWEEN] = max(0.0, total - sum(found.values()))
-    return dict(found.most_common())
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def main() -> int:
