@@ -186,7 +186,7 @@ class Comparison:
         return lambda: trainer.steps(self.batches)
 
     def our_turn(self, *, prepared: bool = True) -> Callable[..., RoundResult]:
-        """A round of ours, of the steps that it is told or else of a turn's. Features that a recipe keeps are computed before, or else in it."""
+        """A round of ours, of the steps that it is told or else a turn's. Features that a recipe keeps are computed before, or in it."""
         self.adapted.model.to(self.device)
         trainer = LocalTrainer(self.adapted, self.loader, self.plans, self.recipe, self.device, feature_folder=self.features)
         rounds = iter(range(1, 1 << 30))
