@@ -31,7 +31,7 @@ def test_it_compares_both_encoders_and_keeps_what_it_found(
 ) -> None:
     monkeypatch.setitem(encoders.TOLERATED, torch.bfloat16, 0.5)  # of so small models
     cases = [f"{SMALL_VIT}:64:2", "tiny_random:28:2"]
-    monkeypatch.setattr(sys, "argv", ["encoders", "--device", "cpu", "--turns", "2", "--cases", *cases])
+    monkeypatch.setattr(sys, "argv", ["encoders", "--no_peaks", "--device", "cpu", "--turns", "2", "--cases", *cases])
     assert encoders.main() == 0
     assert "images/s" in capsys.readouterr().out
     record = json.loads((tmp_path / "results.jsonl").read_text())
@@ -41,7 +41,9 @@ def test_it_compares_both_encoders_and_keeps_what_it_found(
 
 def test_a_wrong_encoder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "ours_of", lambda case, _: encoders.published(case).apply(lambda m: setattr(m, "scale", 2.0)))
-    monkeypatch.setattr(sys, "argv", ["encoders", "--device", "cpu", "--turns", "1", "--kind", "forward", "--cases", f"{SMALL_VIT}:64:1"])
+    monkeypatch.setattr(
+        sys, "argv", ["encoders", "--no_peaks", "--device", "cpu", "--turns", "1", "--kind", "forward", "--cases", f"{SMALL_VIT}:64:1"]
+    )
     assert encoders.main() == 1
 
 
