@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test lint typecheck weights clean help
+.PHONY: demo test bench lint typecheck weights clean help
 
 help:
 	@echo "make demo       set up, then plan, train, predict and evaluate on a made-up cohort with real weights"
 	@echo "make test       set up, then lint, type check and all tests"
+	@echo "make bench      set up, then measure what is compared with reference programs; keep the machine idle meanwhile"
 	@echo "make weights    set up, then put LiteMedSAM's weights into the cache"
 	@echo "make clean      remove .venv and everything that was built"
 
@@ -39,6 +40,14 @@ typecheck: $(STAMP)
 
 test: lint typecheck weights
 	$(BIN)/python -m pytest
+
+# Those that need no data from elsewhere; make bench BENCHES=resampling measures one.
+BENCHES ?= codec surface_metrics resampling encoders training_step step_profile inference predict_profile federation
+
+bench: weights
+	@failed=; for name in $(BENCHES); do \
+	  echo "== python -m benchmarks.$$name"; $(BIN)/python -W ignore -m benchmarks.$$name || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

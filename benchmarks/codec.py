@@ -4,7 +4,8 @@ python -m benchmarks.codec [--rounds 4] [--local_steps 10] [--recipe flap_sam]
 
 Sites train, exactly, in this process; of every round the state that travels down and the update of every site that travels up are encoded
 under each wire. Printed, per direction: bytes a message, ratio to float32, seconds of encoding and decoding, and the error of the decoded
-difference (RMS, relative). Beside them, on the same int8 steps: Zstandard by python-blosc2 with and without its bit shuffle.
+difference (RMS, relative). Beside them, on the same int8 steps: Zstandard by python-blosc2 with and without its bit shuffle; and on the
+planes: zlib with its search for phrases, and without (as payloads are packed).
 Appends a line to benchmarks/results/codec.jsonl. Needs the weights: fedsam_download_weights lite_medsam
 """
 
@@ -13,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ from benchmarks import records
 from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.federation.codec.coding import decode, encode
-from fedsam_pipeline.federation.codec.wires import WIRES
+from fedsam_pipeline.federation.codec.wires import WIRES, to_bytes
 from fedsam_pipeline.flower.site_worker import SiteWorker
 from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL
 from fedsam_pipeline.pipeline.plan_and_preprocess import PlanRequest, plan_and_preprocess
@@ -80,6 +82,19 @@ def zstandard_sizes(state: State, reference: State) -> dict[str, int]:
     return sizes
 
 
+def deflated(state: State, reference: State, wire: Wire) -> dict[str, tuple[int, float]]:
+    """Bytes and seconds of zlib's two ways on the planes of one difference."""
+    names = sorted(state)
+    body = to_bytes(wire, [state[name].numpy().astype(np.float64) for name in names], [reference[name].numpy() for name in names])
+    found = {}
+    for name, strategy in (("phrases", zlib.Z_DEFAULT_STRATEGY), ("runs", zlib.Z_RLE)):
+        started = time.perf_counter()
+        packer = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+        size = len(packer.compress(body) + packer.flush())
+        found[name] = size, time.perf_counter() - started
+    return found
+
+
 def _flat(state: State) -> np.ndarray:
     return np.concatenate([state[name].numpy().astype(np.float64).ravel() for name in sorted(state)])
 
@@ -96,6 +111,7 @@ def run(folder: Path, recipe: str, rounds: int, local_steps: int) -> dict[str, A
     before = state
     table: dict[str, dict[Wire, Figures]] = {way: defaultdict(Figures) for way in ("down", "up")}
     others: dict[str, list[int]] = defaultdict(list)
+    zlib_ways: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for round_number in range(1, rounds + 1):
         updates = []
         for site in setup.sites:
@@ -105,6 +121,8 @@ def run(folder: Path, recipe: str, rounds: int, local_steps: int) -> dict[str, A
         for wire in WIRES:
             for update in updates:
                 measure(update, state, wire, manifest, table["up"][wire])
+                for name, found in deflated(update, state, wire).items():
+                    zlib_ways[f"{wire} {name}"].append(found)
             if round_number > 1:
                 measure(state, before, wire, manifest, table["down"][wire])
         for update in updates:
@@ -120,6 +138,7 @@ def run(folder: Path, recipe: str, rounds: int, local_steps: int) -> dict[str, A
         "parameters": manifest.federated_parameters,
         "bytes_fp32": 4 * manifest.federated_parameters,
         "ways": {way: {wire: _medians(figures) for wire, figures in wires.items()} for way, wires in table.items()},
+        "zlib_up": {name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in zlib_ways.items()},
         "int8_steps_up": {name: statistics.median(sizes) for name, sizes in others.items()},
         **records.machine(),
     }
@@ -149,6 +168,8 @@ def main() -> int:
             print(f"{way:<6}{wire:<6}{found['bytes_after']:>10.0f}{ratio:>8.2f}{seconds}{found['error']:>10.5f}")
     for name, size in record["int8_steps_up"].items():
         print(f"up, int8 steps alone, {name}: {size:.0f}")
+    for name, (size, seconds) in record["zlib_up"].items():
+        print(f"up, zlib, {name}: {size:.0f} bytes, {seconds:.4f} s")
     records.keep(RESULTS, record)
     return 0
 

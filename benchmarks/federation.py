@@ -14,7 +14,9 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks import records
 from benchmarks.nnunet import timed
@@ -29,7 +31,7 @@ from fedsam_pipeline.pipeline.train_request import TrainRequest, run_setups
 RESULTS = records.RESULTS / "federation.jsonl"
 TOLERATED = 0.3
 PARTS = ("estimate", "run")
-Figures = dict[str, float]
+Figures = dict[str, Any]
 
 
 def estimated(preprocessed: Path, results: Path, request: TrainRequest) -> Figures:
@@ -41,6 +43,7 @@ def estimated(preprocessed: Path, results: Path, request: TrainRequest) -> Figur
         "bytes_down": found.bytes_down,
         "worker_bytes": float(found.worker_bytes or 0),
         "server_bytes": float(found.server_bytes or 0),
+        "probe": asdict(found.measured),
     }
 
 

@@ -18,13 +18,14 @@ from typing import get_args
 import numpy as np
 
 from benchmarks import records
+from benchmarks.made_up_ct import ct_plan
 from benchmarks.nnunet import timed
 from fedsam_pipeline.dataset.geometry import Geometry
 from fedsam_pipeline.dataset.volume import write_image
 from fedsam_pipeline.model.build import build_planned
 from fedsam_pipeline.model.trained_files import BundleInfo, write_adapter, write_documents
 from fedsam_pipeline.specs.configuration import Configuration
-from fedsam_pipeline.specs.plans import ChannelPlan, InputTerm, Plans, PromptPlan, ResamplingPlan, TrainingPlan
+from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import load_recipe
 
 RESULTS = records.RESULTS / "predict_memory.jsonl"
@@ -41,39 +42,15 @@ def write_case(path: str, size: list[int]) -> None:
     write_image(Path(path), array, Geometry((size[0], size[1], size[2]), SPACING, (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)))
 
 
-def write_model(
-    folder: Path, base_model: str, image_size: int, window: int, classes: int, folds: int, configuration: Configuration
-) -> None:
+def write_model(folder: Path, plans: Plans, *, folds: int = 1, configuration: Configuration = "main") -> None:
     """Trained folds as prediction wants them, with random base weights and the adapter as drawn."""
-    plans = Plans(
-        plans_name="plans",
-        dataset_name="Dataset001_Large",
-        base_model=base_model,
-        labels={"background": 0} | {f"class_{number}": number for number in range(1, classes)},
-        channels=(ChannelPlan(name="CT", scheme="ct", clip_low=-1000.0, clip_high=400.0, mean=-300.0, std=400.0),),
-        target_spacing=SPACING,
-        slice_axis=0,
-        image_size=image_size,
-        window=(window, window),
-        window_overlap=0.5,
-        slab_depth=1,
-        slice_mixing="neighbours",
-        encoder_inputs=((InputTerm(channel=0, offset=-1),), (InputTerm(channel=0, offset=0),), (InputTerm(channel=0, offset=1),)),
-        resampling=ResamplingPlan(image_order=1, image_order_coarse_axis=0, label_order=1),
-        prompts=PromptPlan(mode="auto", jitter_mm=0.0, dropout=1.0),
-        training=TrainingPlan(
-            effective_batch=4, rounds=1, local_steps=1, learning_rate=1e-3, lora_rank=4, foreground_fraction=0.5, mirror_axes=(1, 2)
-        ),
-        fingerprint_sha256="0" * 64,
-        why={},
-    )
     recipe = load_recipe("flap_sam")
-    adapted = build_planned(plans, recipe, rank=4, weights=None)
+    adapted = build_planned(plans, recipe, rank=plans.training.lora_rank, weights=None)
     info = BundleInfo(
-        base_model=base_model,
+        base_model=plans.base_model,
         base_weights_sha256="random",
         configuration=configuration,
-        lora_rank=4,
+        lora_rank=plans.training.lora_rank,
         rounds_done=1,
         adapter_sha256="0" * 64,
     )
@@ -104,15 +81,8 @@ def main() -> int:
             path = folder / "imgs" / f"case{number}_0000.nii.gz"
             call = f"from benchmarks.predict_memory import write_case as f; f({str(path)!r}, {arguments.size})"
             timed([sys.executable, "-c", call], {})
-        write_model(
-            folder / "model",
-            arguments.base_model,
-            arguments.image_size,
-            arguments.window,
-            arguments.classes,
-            arguments.folds,
-            arguments.configuration,
-        )
+        plans = ct_plan(arguments.base_model, arguments.image_size, classes=arguments.classes, window=arguments.window, spacing=SPACING)
+        write_model(folder / "model", plans, folds=arguments.folds, configuration=arguments.configuration)
         flags = [] if arguments.tta else ["--disable_tta"]
         flags += ["--save_probabilities"] if arguments.save_probabilities else []
         flags += [] if arguments.max_memory is None else ["--max_memory", str(arguments.max_memory)]

@@ -7,9 +7,10 @@ Sites of two tiny volumes each are trained in simulation, every number of sites 
 fifty times a second. --rank widens LoRA, so that an update is of several MB. Printed for each number of sites: start-up, seconds and bytes
 of a round, the overhead, and how far the server's memory rises above what it was when the first site began; then the model
 
-    seconds = a + b * sites      bytes = c * sites      rise = d + e * sites
+    seconds = a + b * sites      bytes = c * sites      rise = d
 
-fitted to all but the largest run by least squares, and what it says of that run beside the measurement. --plot draws the server's memory
+fitted to all but the largest run by least squares (d: their largest, since sites that are asked a few at a time do not add to it), and what
+it says of that run beside the measurement. --plot draws the server's memory
 over time. Appends a line to benchmarks/results/scaling.jsonl.
 """
 
@@ -47,7 +48,10 @@ MIB = 1 << 20
 
 
 class MemoryCurve(threading.Thread):
-    """Resident memory of this process, read until it is stopped: (seconds since the epoch, bytes)."""
+    """Memory of this process, read until it is stopped: (seconds since the epoch, bytes).
+
+    Resident memory without what is shared: messages pass through Ray's store, all of whose pages that were ever touched would count.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -57,7 +61,8 @@ class MemoryCurve(threading.Thread):
     def run(self) -> None:
         process = psutil.Process()
         while not self._done.wait(SAMPLE_SECONDS):
-            self.points.append((time.time(), process.memory_info().rss))
+            memory = process.memory_info()
+            self.points.append((time.time(), memory.rss - memory.shared))
 
     def stop(self) -> None:
         """Ends it."""
@@ -70,7 +75,7 @@ def _setup(arguments: argparse.Namespace, number: int) -> tuple[RunSetup, TrainR
     request = TrainRequest(
         recipe=arguments.recipe, rounds=arguments.rounds, local_steps=arguments.local_steps, val_every=0, device="cpu", fold="all"
     )
-    (setup,) = run_setups(arguments.planned, arguments.planned / "results", request)
+    (setup,) = run_setups(arguments.planned, arguments.results / str(number), request)
     model = setup.model
     if arguments.rank:
         values = model.recipe.to_dict()
@@ -111,15 +116,15 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def fit(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The model's coefficients, by least squares: seconds and bytes of a round, and the server's rise, from the number of sites."""
+    """The model's coefficients: seconds and bytes of a round by least squares from the number of sites, and the server's largest rise."""
     sites = np.array([run["sites"] for run in runs], np.float64)
     line = np.stack([np.ones_like(sites), sites], axis=1)
 
     def solved(matrix: Any, name: str) -> list[float]:
         return [float(value) for value in np.linalg.lstsq(matrix, np.array([run[name] for run in runs], np.float64), rcond=None)[0]]
 
-    (a, b), (c,), (d, e) = solved(line, "round_seconds"), solved(line[:, 1:], "round_bytes"), solved(line, "rise_bytes")
-    return {"a_seconds": a, "b_seconds_a_site": b, "c_bytes_a_site": c, "d_rise_bytes": d, "e_rise_bytes_a_site": e}
+    (a, b), (c,) = solved(line, "round_seconds"), solved(line[:, 1:], "round_bytes")
+    return {"a_seconds": a, "b_seconds_a_site": b, "c_bytes_a_site": c, "d_rise_bytes": max(float(run["rise_bytes"]) for run in runs)}
 
 
 def predicted(model: dict[str, float], sites: int) -> dict[str, float]:
@@ -127,7 +132,7 @@ def predicted(model: dict[str, float], sites: int) -> dict[str, float]:
     return {
         "round_seconds": model["a_seconds"] + model["b_seconds_a_site"] * sites,
         "round_bytes": model["c_bytes_a_site"] * sites,
-        "rise_bytes": model["d_rise_bytes"] + model["e_rise_bytes_a_site"] * sites,
+        "rise_bytes": model["d_rise_bytes"],
     }
 
 
@@ -155,7 +160,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="flap_sam")
     parser.add_argument("--rank", type=int, default=0, help="of LoRA; 0: the recipe's")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--planned", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--planned", type=Path, help="a cohort of benchmarks.many_sites that is planned already")
+    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -163,18 +170,21 @@ def main() -> int:
     """The command."""
     parser = build_parser()
     arguments = parser.parse_args()
-    if arguments.planned is not None:
+    if arguments.part:
         print(json.dumps(measured(arguments)))
         return 0
     if len(arguments.sites) < 3 or arguments.rounds < 2:
         parser.error("at least three numbers of sites, and two rounds: the first is a warm-up")
     runs = []
     with tempfile.TemporaryDirectory() as name:
-        raw = Path(name) / "raw" / "Dataset001_ManySites"
-        write_cohort(raw, max(arguments.sites))
-        plan_and_preprocess(raw, Path(name) / "preprocessed", PlanRequest(arguments.base_model, privacy_floor=1))
+        planned = arguments.planned
+        if planned is None:
+            raw = Path(name) / "raw" / "Dataset001_ManySites"
+            write_cohort(raw, max(arguments.sites))
+            plan_and_preprocess(raw, Path(name) / "preprocessed", PlanRequest(arguments.base_model, privacy_floor=1))
+            planned = Path(name) / "preprocessed" / raw.name
         flags = [f"--{key}={getattr(arguments, key)}" for key in ("rounds", "local_steps", "recipe", "rank")]
-        flags.append(f"--planned={Path(name) / 'preprocessed' / raw.name}")
+        flags += ["--part", f"--planned={planned}", f"--results={name}"]
         print(f"{'sites':>6}{'start-up s':>12}{'round s':>10}{'MB a round':>12}{'overhead':>10}{'rise MiB':>10}{'updates':>9}", flush=True)
         for number in sorted(arguments.sites):
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scaling", f"--sites={number}", *flags]
@@ -189,7 +199,7 @@ def main() -> int:
         print(f"{runs[-1]['sites']} sites, {name}: {value:.4g} by the model, {runs[-1][name]:.4g} measured")
     if arguments.plot is not None:
         plot(runs, arguments.plot)
-    shown = {key: value for key, value in vars(arguments).items() if key not in ("planned", "plot")}
+    shown = {key: value for key, value in vars(arguments).items() if key not in ("planned", "plot", "part", "results")}
     records.keep(RESULTS, {**shown, "runs": [run | {"curve": []} for run in runs], "model": model, **records.machine()})
     return 0
 

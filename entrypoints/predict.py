@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-m", dest="model", type=Path, metavar="FOLDER", help="trained run or fold folder (default: the one of -d)")
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all trained ones)")
     parser.add_argument("-device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    parser.add_argument("--compile", action="store_true", help="compile the image encoder: the first windows are slow; for many images")
     parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images: faster")
     parser.add_argument(
         "--mirror_axes",
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model=arguments.model,
             folds=arguments.folds,
             device=arguments.device,
+            compiled=arguments.compile,
             test_time_augmentation=not arguments.disable_tta,
             mirror_axes=arguments.mirror_axes,
             step_size=arguments.step_size,

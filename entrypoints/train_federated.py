@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from fedsam_pipeline.entrypoints.command import command_parser, not_negative_int, positive_float, positive_int, run_command, setting
+from fedsam_pipeline.entrypoints.command import (
+    command_parser,
+    not_negative_int,
+    positive_float,
+    positive_int,
+    refuse_unused,
+    run_command,
+    setting,
+)
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
 from fedsam_pipeline.federation.strategy_settings import STRATEGIES
@@ -83,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=not_negative_int, default=0, help="of all random draws")
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
+    parser.add_argument("--compile", action="store_true", help="compile the image encoder: the first steps are slow; for long runs")
     parser.add_argument(
         "--workers", type=positive_int, help="sites that compute at the same time in simulation (default: as many as cores)"
     )
@@ -117,6 +126,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _body(arguments: argparse.Namespace) -> None:
+    if arguments.dry_run:
+        refuse_unused({"--c": arguments.resume}, "a run without --dry_run: the estimate is of a whole run")
+        refuse_unused({"--superlink": arguments.superlink}, "a run without --dry_run: hospitals cannot be probed from here")
     request = TrainRequest(
         recipe=arguments.r,
         plans_name=arguments.p,
@@ -130,6 +142,7 @@ def _body(arguments: argparse.Namespace) -> None:
         val_every=arguments.val_every,
         seed=arguments.seed,
         device=arguments.device,
+        compiled=arguments.compile,
         workers=arguments.workers,
         gpu_memory_target=arguments.gpu_memory_target,
         strategy=arguments.strategy,
@@ -142,7 +155,9 @@ def _body(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    if arguments.superlink is not None:
+    if arguments.superlink is None:
+        refuse_unused({"--sites": arguments.sites}, "--superlink: in simulation they stand in dataset.json")
+    else:
         submit_federation(arguments.superlink, arguments.d, arguments.sites, arguments.m, request)
         return
     folders, preprocessed = planned_dataset(arguments.d, arguments.p)

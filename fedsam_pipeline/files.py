@@ -27,6 +27,9 @@ _CANNOT_WRITE = {
     errno.ENOTEMPTY,
 }
 
+_MOST_LEVELS = 100
+"""of lists and objects within each other, in JSON from outside; ours have ten"""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -115,6 +118,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_secret(path: Path, content: bytes) -> None:
+    """Writes ``content`` to ``path`` atomically, readable by its owner alone from the first byte on."""
+    with atomic_path(path) as temporary, open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` (UTF-8) to ``path`` atomically."""
     write_bytes(path, text.encode("utf-8"))
@@ -130,6 +139,34 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text from outside.
+
+    Raises:
+        ValueError: it is none, has a number of thousands of digits, is nested deeper than anything of ours, or holds half of a surrogate
+            pair, which JSON can write (as ``ud800`` behind a backslash) and no file, hash or message can hold.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+    if not _nested_within(value, _MOST_LEVELS):
+        raise ValueError(f"nested more than {_MOST_LEVELS} levels deep")
+    if "\\ud" in text.casefold():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _nested_within(value: Any, levels: int) -> bool:
+    """Near the interpreter's limit a value could be read, and not be shown in an error."""
+    inner = [value]
+    for _ in range(levels + 1):
+        inner = [part for each in inner if isinstance(each, dict | list) for part in (each.values() if isinstance(each, dict) else each)]
+        if not inner:
+            return True
+    return False
+
+
 def read_json(path: Path, fix: str | None = None) -> Any:
     """Reads a JSON file.
 
@@ -141,10 +178,10 @@ def read_json(path: Path, fix: str | None = None) -> Any:
         FedsamError: missing, unreadable, or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FedsamError("a file is missing", path=path, expected="a JSON file", fix=fix) from error
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, nested without end
+    except (OSError, ValueError) as error:
         raise FedsamError("a file cannot be read as JSON", path=path, found=str(error), expected="valid JSON", fix=fix) from error
 
 
@@ -157,14 +194,25 @@ def read_toml(path: Path, *, what: str, fix: str) -> dict[str, Any]:
         fix: what the user should do when it cannot be read.
 
     Raises:
-        FedsamError: missing, unreadable, or not TOML.
+        FedsamError: missing, unreadable, or not TOML; that is also a whole number of more than 64 bits (TOML 1.0, "Integer").
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        _refuse_large_integers(values)
+        return values
     except (OSError, UnicodeDecodeError) as error:
         raise FedsamError(f"{what} cannot be read", path=path, found=str(error), fix=fix) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; numbers of thousands of digits; nested without end
         raise FedsamError(f"{what} is not TOML", path=path, found=str(error), fix="mend the file") from error
+
+
+def _refuse_large_integers(value: Any) -> None:
+    """Python's own has no limit, but what is done with such a number later has one."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_large_integers(inner)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("a whole number of more than 64 bits")
 
 
 @contextmanager

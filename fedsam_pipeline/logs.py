@@ -10,6 +10,17 @@ from pathlib import Path
 from fedsam_pipeline.errors import FedsamError
 
 
+def printable(value: object, length: int | None = None) -> str:
+    """A value that another machine chose, for a log or a terminal: what is not printable (line ends, escapes) as Python's ``ascii`` has it.
+
+    Args:
+        value: as ``str`` has it.
+        length: the letters of it that are shown; ``None``: all.
+    """
+    text = str(value)[:length]
+    return text if text.isprintable() else ascii(text)
+
+
 @contextmanager
 def log_file(folder: Path, command: str, *, dated: bool = True) -> Iterator[Path]:
     """Writes all log records of this process to ``folder/COMMAND_date.log`` while the block runs.

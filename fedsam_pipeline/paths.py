@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedsam_pipeline.errors import FedsamError
 
-DATASET_PATTERN = re.compile(r"^Dataset(\d{3})_([A-Za-z0-9_\-]+)$")
+DATASET_PATTERN = re.compile(r"^Dataset(\d{3})_([A-Za-z0-9_\-]+)\Z")
 
 
 @dataclass(frozen=True)

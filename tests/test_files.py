@@ -13,10 +13,13 @@ from fedsam_pipeline.files import (
     atomic_path,
     locked_folder,
     make_folder,
+    parse_json,
     read_json,
+    read_toml,
     sha256_file,
     write_bytes,
     write_json,
+    write_secret,
     write_text,
 )
 
@@ -124,6 +127,34 @@ def test_what_is_not_json_says_so(tmp_path: Path, content: bytes) -> None:
         read_json(path, fix="make it anew")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['["\\ud800"]', '{"\\uDc00": 1}', "[" * 5000, "9" * 5000, '[1, "a]'],
+    ids=["half a pair", "other half", "nested", "digits", "cut"],
+)
+def test_json_that_nothing_can_be_done_with_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"surrogates|nested|digits|Unterminated"):
+        parse_json(text)
+
+
+def test_whole_pairs_are_text() -> None:
+    assert parse_json('["\\ud83d\\ude00 \\\\ud800"]') == ["\U0001f600 \\ud800"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 5000, f"a = 0x{'f' * 17}", "a = 9223372036854775808", "[b]\nc = [{d = -9223372036854775809}]", "a = 2026-99-99"]
+)
+def test_toml_that_nothing_can_be_done_with_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(FedsamError, match=r"a file is not TOML[\s\S]*a.toml"):
+        read_toml(tmp_path / "a.toml", what="a file", fix="mend it")
+
+
+def test_toml_has_whole_numbers_of_64_bits(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("a = [9223372036854775807, -9223372036854775808]")
+    assert read_toml(tmp_path / "a.toml", what="a file", fix="mend it") == {"a": [2**63 - 1, -(2**63)]}
+
+
 def test_a_folder_is_no_json_file(tmp_path: Path) -> None:
     with pytest.raises(FedsamError, match="cannot be read as JSON"):
         read_json(tmp_path)
@@ -175,3 +206,15 @@ def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(FedsamError, match=r"a folder cannot be locked[\s\S]*a folder that this user may write to"), locked_folder(tmp_path):
         pytest.fail("nothing was locked")
+
+
+def test_a_secret_is_its_owners_alone_and_replaced_whole(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        for content in (b"first", b"second"):
+            write_secret(tmp_path / "a.key", content)
+            assert (tmp_path / "a.key").read_bytes() == content
+            assert (tmp_path / "a.key").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == ["a.key"]

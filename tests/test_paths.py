@@ -56,7 +56,7 @@ def test_no_notice_when_everything_is_set(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_datasets_number() -> None:
     assert dataset_id("Dataset004_Hippocampus") == 4
-    for name in ("Dataset4_Hippocampus", "Task004_Hippocampus", "Dataset004", "Dataset004_", "Dataset004_a b"):
+    for name in ("Dataset4_Hippocampus", "Task004_Hippocampus", "Dataset004", "Dataset004_", "Dataset004_a b", "Dataset004_a\n"):
         with pytest.raises(FedsamError, match=r"unusual name[\s\S]*DatasetXXX_Name"):
             dataset_id(name)
 

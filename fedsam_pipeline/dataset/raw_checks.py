@@ -13,7 +13,7 @@ from fedsam_pipeline.errors import FedsamError
 
 SHOWN = 5
 """how many offending cases an error names"""
-_SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 ExplicitCases = dict[str, tuple[tuple[Path, ...], Path]]
@@ -115,12 +115,20 @@ def check_files(explicit: ExplicitCases, path: Path, channels: int) -> list[Feds
         f"{case} ({file.name})"
         for case, (images, label) in explicit.items()
         for file in (*images, label)
-        if not file.is_file() and not (file in images and is_series_folder(file))
+        if not _is_there(file, series=file in images)
     ]
     if gone:
         what = "files that dataset.json lists are missing"
         faults.append(complain(path, what, found=some(gone), fix="restore the files, or remove the entries"))
     return faults
+
+
+def _is_there(path: Path, *, series: bool) -> bool:
+    """Whether there is a file, or, where it may be one, the folder of a DICOM series."""
+    try:
+        return path.is_file() or (series and is_series_folder(path))
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def find_training_cases(folder: Path, ending: str, channels: int) -> FoundCases:
@@ -347,7 +355,7 @@ def _is_explicit_entry(entry: object) -> bool:
 
 def is_safe_name(name: str) -> bool:
     """Whether a name can be a file name: nothing that could leave the folder."""
-    return _SAFE_NAME.match(name) is not None
+    return _SAFE_NAME.fullmatch(name) is not None
 
 
 def _check_names(names: Iterable[str], kind: str, path: Path) -> None:

@@ -5,7 +5,6 @@ order, says so here instead of rewriting its files. ``RawDataset`` hands out pat
 masks into the federation's values, so that nothing after reading knows the difference.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fedsam_pipeline.dataset.label_scheme import BACKGROUND_NAME, IGNORE_NAME, L
 from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.dataset.volume import Volume, read_labels
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_toml
 
 FILE_NAME = "site.toml"
 UNUSED = "-"
@@ -98,10 +98,7 @@ def read_site_mapping(folder: Path, scheme: LabelScheme, channel_names: Sequence
     path = folder / FILE_NAME
     if not path.exists():
         return identity(len(channel_names))
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FedsamError(f"{FILE_NAME} cannot be read", path=path, found=str(error), expected="valid TOML", fix=_FIX) from error
+    content = read_toml(path, what=FILE_NAME, fix=_FIX)
     faults = [f"{key}: unknown key (known: {', '.join(_SHAPES)})" for key in content if key not in _SHAPES]
     for key, kind in _SHAPES.items():
         if key in content and not isinstance(content[key], kind):

@@ -82,9 +82,10 @@ class CheckpointSeries:
         """
         path = self.path(round_number)
         info = read_json(path / _INFO, fix="delete this folder; training then continues from the round before")
+        expected = info.get("sha256") if isinstance(info, dict) else None
         try:
             found = sha256_file(path / _TENSORS)
-            if info.get("sha256") == found:
+            if expected == found:
                 return load_file(path / _TENSORS)
         except (OSError, SafetensorError) as error:
             found = str(error)
@@ -92,6 +93,6 @@ class CheckpointSeries:
             "a checkpoint is damaged",
             path=path,
             found=found,
-            expected=f"SHA-256 {info.get('sha256')}",
+            expected=f"SHA-256 {expected!s:.64}",
             fix="delete this folder; training then continues from the round before",
         )

@@ -21,6 +21,7 @@ from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.codec.coding import ReferenceMissing
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.flower.audit import SiteTrail
 from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.messages import (
     BUSY_SECONDS,
@@ -122,13 +123,25 @@ def answer_safely(
         keep_freed_memory()
         logging.getLogger("fedsam_pipeline").setLevel(logging.INFO)
         with log_file(setup.state_folder / "logs", "site", dated=False):
-            try:
-                content = handler(message.content, setup)
-            except Exception as error:
-                content = _failure(site, error)
+            content = _audited(message, setup, handler)
     except Exception as error:  # there is no log of the site yet; the process's own takes it
         content = _failure(site, error)
     return Message(content, reply_to=message)
+
+
+def _audited(message: Message, setup: S, handler: Callable[[RecordDict, S], RecordDict]) -> RecordDict:
+    """The handler's answer, or the failure's; both messages are in the audit trail before it leaves."""
+    trail = SiteTrail(setup.site, setup.state_folder, message)
+    try:
+        trail.received()
+        content = handler(message.content, setup)
+    except Exception as error:
+        content = _failure(setup.site, error)
+    try:
+        trail.leaving(content)
+    except Exception as error:  # what is not in the trail stays here, but for this code
+        content = _failure(setup.site, error)
+    return content
 
 
 def _failure(site: str, error: Exception) -> RecordDict:
@@ -213,12 +226,11 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
 
 def _postprocessing(content: RecordDict, setup: SiteSetup) -> RecordDict:
     """No model is needed, and none is built."""
-    started = time.perf_counter()
     config = _checked_config(content, setup)
     sums = answer(setup, _rules(config, DECIDED), _rules(config, CANDIDATES))
     reply = {"run_id": config["run_id"], "round": config["round"], "attempt": config["attempt"], "site": setup.site}
     told = ConfigRecord(reply | {SUMS: json.dumps(sums.to_dict(), allow_nan=False)})
-    return RecordDict({CONFIG: told, METRICS: MetricRecord({NUM_EXAMPLES: 0, BUSY_SECONDS: time.perf_counter() - started})})
+    return RecordDict({CONFIG: told, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
 
 
 def _rules(config: ConfigRecord, key: str) -> list[MaskRule]:

@@ -13,6 +13,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedsam_pipeline.evaluation.dice_sums import DiceSums
+from fedsam_pipeline.federation.audit_heads import AuditHeads
+from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.client_app import AgreementBroken, SiteProcess, answer_safely
 from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_CONFIGURATIONS, SUMS
@@ -69,12 +71,13 @@ def _answer(content: RecordDict, task: ConfigurationTask) -> RecordDict:
     return RecordDict({CONFIG: ConfigRecord(told), METRICS: MetricRecord({NUM_EXAMPLES: 0})})
 
 
-def ask_sites(grid: Grid, question: Question, stop: threading.Event) -> tuple[dict[str, DiceSums], dict[str, str]]:
+def ask_sites(grid: Grid, question: Question, heads: AuditHeads, stop: threading.Event) -> tuple[dict[str, DiceSums], dict[str, str]]:
     """Asks every site once.
 
     Args:
         grid: Flower's connection to the sites.
         question: what is asked.
+        heads: of the sites' audit trails; an answer that contradicts them is refused.
         stop: set by another thread to end the waiting.
 
     Returns:
@@ -92,11 +95,16 @@ def ask_sites(grid: Grid, question: Question, stop: threading.Event) -> tuple[di
     for message in answers(grid, messages, None, stop):
         site = f"node {message.metadata.src_node_id}"
         try:
-            site = answering_site(message, question.most_cases, found)
-            found[site] = _read(message, site, asked, question)
+            site = answering_site(message, question.most_cases, found, heads.claim)
+            fault = trail_fault(heads, message, site)
+            sums = _read(message, site, asked, question)
+            if fault is not None:
+                raise AnswerRefused(fault)
+            found[site] = sums
         except AnswerRefused as error:
             log.warning("the answer of %s was refused: %s", site, error)
             refused[site] = str(error)
+    heads.keep()
     return {site: found[site] for site in sorted(found)}, refused
 
 

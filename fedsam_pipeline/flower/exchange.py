@@ -1,5 +1,6 @@
 """Messages out, answers in as they come."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,8 @@ def answers(
     Args:
         grid: Flower's connection to the sites.
         messages: one a node, in the order in which they are sent.
-        timeout: seconds after which no more answers are waited for; ``None`` waits for all.
+        timeout: seconds that each answer is waited for, from when its message was sent: one that does not come by then gives its place
+            to the next message, and is not taken later. ``None`` waits for all.
         stop: set by another thread to end the run.
         window: messages that are out at once, each until the caller is done with its answer: at most so many answers are in this
             process's memory, however many sites there are and however slow the caller is. ``None``: all.
@@ -43,16 +45,18 @@ def answers(
         RunStopped: ``stop`` was set while sites were computing.
     """
     queue = list(reversed(messages))
-    waiting: set[str] = set()
+    due: dict[str, float] = {}
 
     def send() -> None:
-        room = len(queue) if window is None else min(len(queue), window - len(waiting))
-        waiting.update(grid.push_messages([queue.pop() for _ in range(room)]))
+        room = len(queue) if window is None else min(len(queue), window - len(due))
+        if room:
+            sent = list(grid.push_messages([queue.pop() for _ in range(room)]))
+            due.update(dict.fromkeys(sent, math.inf if timeout is None else time.monotonic() + timeout))
 
-    send()
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while waiting and (deadline is None or time.monotonic() < deadline):
-        arrived = list(grid.pull_messages(waiting))[::-1]
+    while due or queue:
+        send()
+        asked = time.monotonic()  # what came while the caller was at work is not too late: it is lost only if it is not there now
+        arrived = list(grid.pull_messages(set(due)))[::-1]
         if not arrived and stop.wait(POLL_SECONDS):
             raise RunStopped("the run was stopped while sites were computing")
         while arrived:
@@ -60,6 +64,7 @@ def answers(
             answered = message.metadata.reply_to_message_id
             yield message
             del message  # nothing here holds an answer once the caller is done with it
-            waiting.discard(answered)
-            if queue:
-                send()
+            due.pop(answered, None)
+            send()
+        for lost in [message_id for message_id, last in due.items() if last <= asked]:
+            del due[lost]

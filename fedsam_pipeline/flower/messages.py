@@ -1,7 +1,11 @@
 """What crosses the wire: message types, record keys, and how records are built and read."""
 
+import hashlib
+import io
+import math
+
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from numpy.typing import NDArray
 from torch import Tensor
@@ -29,6 +33,9 @@ DECIDED, CANDIDATES, SUMS = "decided", "candidates", "sums"
 VALIDATION, VALIDATION_SHARED = "validation", "validation_shared"
 """scores of a site's own model, and of the one that all sites share, where some tensors stay at the sites"""
 
+AUDIT_HEAD, AUDIT_PREVIOUS = "audit_head", "audit_previous"
+"""keys of every reply's config: head of the site's audit trail with the line of this reply, and with the one of its last reply before"""
+
 
 def to_arrays(tensors: dict[str, Tensor]) -> ArrayRecord:
     """Tensors as a Flower record, in sorted order."""
@@ -47,12 +54,25 @@ def from_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
 def _read(name: str, array: Array) -> NDArray[np.generic]:
     """One array. Flower reads it with ``allow_pickle=False``, so its bytes run no code, whatever they are."""
     try:
+        _check_size(array.data)
         read = array.numpy()
     except Exception as error:  # the bytes may be anything, and so may be what NumPy's parsers raise: MemoryError, RecursionError, OSError
         raise UpdateRefused(f"array {name!r:.80} cannot be read ({type(error).__name__})") from error
-    if not isinstance(read, np.ndarray):  # NumPy opens a zip file as an archive of arrays
-        raise UpdateRefused(f"array {name!r:.80} is an archive of arrays")
     return read
+
+
+def _check_size(data: bytes) -> None:
+    """NumPy makes an array of the size that its header says before it looks for the values.
+
+    Raises:
+        ValueError: the values behind the header are more or fewer, or no numbers; or the bytes are no array, but an archive of them.
+    """
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("another version of the format than NumPy writes for numbers")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.kind not in "biuf" or dtype.itemsize * math.prod(shape) != len(data) - stream.tell():
+        raise ValueError("values of another kind or number than the header says")
 
 
 def to_record(payload: bytes) -> ArrayRecord:
@@ -77,3 +97,13 @@ def from_record(record: ArrayRecord) -> bytes:
 def message_bytes(content: RecordDict) -> int:
     """Bytes of a message's content as Flower serialises it."""
     return int(recorddict_to_proto(content).ByteSize())
+
+
+def content_sha256(content: RecordDict) -> str:
+    """SHA-256 of a message's content as Flower serialises it, but for the keys of the audit trail, which come to it last."""
+    told = {name: _without_audit(record) if isinstance(record, ConfigRecord) else record for name, record in content.items()}
+    return hashlib.sha256(recorddict_to_proto(RecordDict(told)).SerializeToString()).hexdigest()
+
+
+def _without_audit(record: ConfigRecord) -> ConfigRecord:
+    return ConfigRecord({key: value for key, value in record.items() if key not in (AUDIT_HEAD, AUDIT_PREVIOUS)})

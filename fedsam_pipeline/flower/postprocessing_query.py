@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,13 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsam_pipeline.federation.audit_heads import AuditHeads
+from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.exchange import answers
-from fedsam_pipeline.flower.messages import BUSY_SECONDS, CANDIDATES, CONFIG, DECIDED, METRICS, QUERY_POSTPROCESSING, message_bytes
+from fedsam_pipeline.flower.messages import CANDIDATES, CONFIG, DECIDED, QUERY_POSTPROCESSING, message_bytes
 from fedsam_pipeline.flower.replies import ANSWERED_KEYS
 from fedsam_pipeline.flower.round_loop import RoundPlan
 from fedsam_pipeline.flower.told_sums import AnswerRefused, answering_site, told_sums
-from fedsam_pipeline.flower.work_clock import WorkClock
 from fedsam_pipeline.postprocessing.deltas import DeltaSums, add_sums
 from fedsam_pipeline.specs.postprocessing import MaskRule
 
@@ -32,8 +32,8 @@ class PostprocessingQuery:
         grid: Flower's connection to the sites.
         plan: of the run.
         most_cases: of every site, the cases that it can have.
+        heads: of the sites' audit trails; an answer that contradicts them is refused.
         stop: set by another thread to end the run while it waits for sites.
-        clock: of the sites' work.
 
     Attributes:
         traffic: an entry of ``communication.json`` for each question.
@@ -41,8 +41,8 @@ class PostprocessingQuery:
         told: the sites that told sums, so far.
     """
 
-    def __init__(self, grid: Grid, plan: RoundPlan, most_cases: Mapping[str, int], stop: threading.Event, clock: WorkClock) -> None:
-        self._grid, self._plan, self._most_cases, self._stop, self._clock = grid, plan, most_cases, stop, clock
+    def __init__(self, grid: Grid, plan: RoundPlan, most_cases: Mapping[str, int], heads: AuditHeads, stop: threading.Event) -> None:
+        self._grid, self._plan, self._most_cases, self._heads, self._stop = grid, plan, most_cases, heads, stop
         self._nodes = sorted(grid.get_node_ids())
         self.traffic: list[dict[str, Any]] = []
         self.refused: dict[str, str] = {}
@@ -71,19 +71,21 @@ class PostprocessingQuery:
         found: dict[str, DeltaSums] = {}
         sites: dict[str, dict[str, Any]] = {}
         silent = set(self._nodes)
-        self._clock.next_exchange()
         for message in answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window):
             node = message.metadata.src_node_id
             silent.discard(node)
             site = f"node {node}"
             try:
-                site = answering_site(message, self._most_cases, {*found, *self.refused})
+                site = answering_site(message, self._most_cases, {*found, *self.refused}, self._heads.claim)
                 sites[site] = {"down": _traffic(bytes_down), "up": _traffic(message_bytes(message.content))}
-                found[site] = self._read(message, config, site, len(candidates))
-                busy = _busy_seconds(message)
-                self._clock.answered(now=time.perf_counter(), busy=busy, own=busy)
+                fault = trail_fault(self._heads, message, site)
+                sums = self._read(message, config, site, len(candidates))
+                if fault is not None:
+                    raise AnswerRefused(fault)
+                found[site] = sums
             except AnswerRefused as error:
                 self._leave_out(node, site, str(error))
+        self._heads.keep()
         for node in sorted(silent):
             self._leave_out(node, f"node {node}", "it did not answer")
         self.told |= {site for site, sums in found.items() if sums.cases}
@@ -110,12 +112,6 @@ class PostprocessingQuery:
             return DeltaSums.from_answer(value, names=self._plan.class_names, candidates=candidates, most_cases=self._most_cases[site])
         except ValueError as error:
             raise AnswerRefused(str(error)) from error
-
-
-def _busy_seconds(message: Message) -> float:
-    """What a site says that the question took it; 0 where that is no number."""
-    said = message.content.metric_records.get(METRICS, {}).get(BUSY_SECONDS, 0.0)
-    return float(said) if isinstance(said, int | float) and math.isfinite(said) else 0.0
 
 
 def _traffic(num_bytes: int) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Answers of sites, read and checked before anything is done with them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
 
+from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.files import parse_json
 from fedsam_pipeline.flower.messages import (
     BUSY_SECONDS,
     CONFIG,
@@ -21,6 +22,8 @@ from fedsam_pipeline.flower.messages import (
     VALIDATION_SHARED,
     message_bytes,
 )
+from fedsam_pipeline.flower.told_sums import MAX_ANSWER
+from fedsam_pipeline.logs import printable
 
 ANSWERED_KEYS = ("run_id", "round", "attempt")
 MAX_EXAMPLES = 10**9
@@ -90,10 +93,12 @@ def read_reply(message: Message, sent: ConfigRecord, class_names: Sequence[str])
 def _parsed(message: Message, sent: ConfigRecord, class_names: Sequence[str]) -> SiteReply:
     content = message.content
     config, metrics = content.config_records[CONFIG], content.metric_records[METRICS]
-    site = str(config["site"])
+    site = config["site"]
+    if not isinstance(site, str) or not is_safe_name(site):
+        raise ValueError("no name of a site")
     if "failure" in config:
-        code = str(config["failure"])[:40]
-        raise SiteFailed(f"{site} reports {code}, id {config['failure_id']!s:.16}: see sites/{site}/logs/site.log", code)
+        code = printable(config["failure"], 40)
+        raise SiteFailed(f"{site} reports {code}, id {printable(config['failure_id'], 16)}: see sites/{site}/logs/site.log", code)
     if any(config[key] != sent[key] for key in ANSWERED_KEYS):
         raise SiteFailed(f"{site} answers for another run or round")
     shared = _validation(site, config, VALIDATION_SHARED, class_names) if VALIDATION_SHARED in config else {}
@@ -102,14 +107,24 @@ def _parsed(message: Message, sent: ConfigRecord, class_names: Sequence[str]) ->
 
 
 def _validation(site: str, config: ConfigRecord, key: str, class_names: Sequence[str]) -> dict[str, SiteDice]:
+    text = config[key]
+    if not isinstance(text, str) or len(text) > MAX_ANSWER:
+        raise SiteFailed(f"{site} sends no scores, or too many")
     try:
-        values = json.loads(str(config[key]))
+        values = parse_json(text)
         scores = {str(owner): SiteDice.from_dict(value, class_names) for owner, value in values.items()}
-        if any(np.any((score.classes < 0) | (score.classes > 1)) or score.dice < 0 or score.dice > 1 for score in scores.values()):
-            raise ValueError("a Dice outside 0 to 1")
+        if not all(map(_possible, scores.values())):
+            raise ValueError("a Dice outside 0 to 1, or a number of cases that cannot be")
         return scores
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise SiteFailed(f"the scores of {site} cannot be read ({type(error).__name__})") from error
+
+
+def _possible(score: SiteDice) -> bool:
+    dice = np.append(score.classes, score.dice)
+    counts = [score.absent] if score.excluded is None else [score.absent, score.excluded]
+    in_range = all(((count >= 0) & (count <= score.num_cases)).all() for count in counts)
+    return in_range and 0 <= score.num_cases <= MAX_EXAMPLES and not np.any((dice < 0) | (dice > 1))
 
 
 def lacks_reference(message: Message) -> bool:

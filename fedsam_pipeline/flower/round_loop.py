@@ -17,11 +17,13 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import Encoded, decode
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import (
     CONFIG,
@@ -55,9 +57,9 @@ class RoundPlan:
         schedule: rounds, steps, learning rate, seed.
         val_every: the received model is scored in every so many rounds; 0 never.
         agreement: hashes of plan, recipe and base weights.
-        num_sites: sites that must answer each round.
+        sites: names of those that must answer each round; nobody else may.
         class_names: of what is scored, in order: the regions, or else the foreground classes.
-        timeout: seconds to wait for the replies of one round; ``None`` waits for all.
+        timeout: seconds to wait for each site's answer once it is asked; ``None`` waits for all.
         wire: how states and updates travel.
         window: sites that are asked at once, see :func:`answers`; ``None``: all.
     """
@@ -66,7 +68,7 @@ class RoundPlan:
     schedule: RunSchedule
     val_every: int
     agreement: dict[str, str]
-    num_sites: int
+    sites: tuple[str, ...]
     class_names: tuple[str, ...]
     timeout: float | None = None
     wire: Wire = "fp32"
@@ -100,11 +102,13 @@ class FinalScores:
     Attributes:
         shared: of the model that all sites share.
         personal: of each site's own model; ``None`` where no tensor stays at a site.
-        traffic: the bytes it took.
+        refused: site to the reason why its answer was refused; it is in neither of the others.
+        traffic: the bytes it took, of refused answers too.
     """
 
     shared: dict[str, SiteDice]
     personal: dict[str, SiteDice] | None
+    refused: dict[str, str]
     traffic: dict[str, Any]
 
 
@@ -127,6 +131,7 @@ class RoundLoop:
         checkpoints: one is written after every round.
         downlink: what the sites hold; after ``evaluate`` it is the scored model, bit for bit.
         on_round: called with each finished round's record.
+        heads: of the sites' audit trails; an answer that contradicts them is refused.
         stop: set by another thread to end the run while it waits for sites.
 
     Attributes:
@@ -142,11 +147,12 @@ class RoundLoop:
         checkpoints: CheckpointSeries,
         downlink: Downlink,
         on_round: Callable[[RoundRecord], None],
+        heads: AuditHeads,
         stop: threading.Event | None = None,
     ) -> None:
         self._grid, self._aggregator, self._plan = grid, aggregator, plan
         self._manifest, self._checkpoints, self._downlink, self._on_round = manifest, checkpoints, downlink, on_round
-        self._stop = stop or threading.Event()
+        self._heads, self._stop = heads, stop or threading.Event()
         self.clock = WorkClock()
         self._took: dict[int, float] = {}
         """node to the seconds of its last answer"""
@@ -169,13 +175,14 @@ class RoundLoop:
         started = time.perf_counter()
         config = self._config(self._plan.schedule.rounds, validate=True)
         config[KEEP_MASKS] = keep_masks
-        configs = dict.fromkeys(wait_for_nodes(self._grid, self._plan.num_sites, self._stop), config)
-        replies, _, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
-        traffic = self._traffic(self._plan.schedule.rounds, down, replies, EVALUATE_FOLD)
+        configs = dict.fromkeys(wait_for_nodes(self._grid, len(self._plan.sites), self._stop), config)
+        replies, refused, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
+        traffic = self._traffic(self._plan.schedule.rounds, down, sorted(replies + refused, key=_site), EVALUATE_FOLD)
         own = {site: dice for reply in replies for site, dice in reply.validation.items()}
         shared = {site: dice for reply in replies for site, dice in reply.validation_shared.items()}
         personal = bool(self._manifest.personal)
-        return FinalScores(shared if personal else own, own if personal else None, traffic | {"seconds": time.perf_counter() - started})
+        traffic |= {"seconds": time.perf_counter() - started}
+        return FinalScores(shared if personal else own, own if personal else None, _reasons(refused), traffic)
 
     def _round(self, tensors: dict[str, Tensor], round_number: int) -> tuple[dict[str, Tensor], RoundRecord]:
         started = time.perf_counter()
@@ -198,7 +205,7 @@ class RoundLoop:
             "round": round_number,
             "learning_rate": replies[0].metrics["learning_rate"],
             "sites": {reply.site: {key: reply.metrics[key] for key in (NUM_EXAMPLES, *REPLY_KEYS)} for reply in replies},
-            "refused": {reply.site: reply.refused for reply in refused},
+            "refused": _reasons(refused),
             "validated_round": round_number - 1 if validation else None,
             "validation": {site: dice.to_dict(plan.class_names) for site, dice in validation.items()},
             "dice": _finite(combine_sites(validation).dice) if validation else None,
@@ -239,9 +246,11 @@ class RoundLoop:
         down = dict.fromkeys(configs, Sent())
         replies: list[SiteReply] = []
         lacking: set[int] = set()
-        self.clock.next_exchange()
+        self.clock.next_exchange(now=time.perf_counter())
         for message in self._arriving(encoded, configs, kind, down):
             if lacks_reference(message):
+                site = self._speaker(str(message.content.config_records[CONFIG].get("site")), message)
+                trail_fault(self._heads, message, site)  # noted; what it sends next is taken, or not
                 lacking.add(message.metadata.src_node_id)
             else:
                 self._collect(message, sent, kind, replies)
@@ -251,30 +260,44 @@ class RoundLoop:
             again = {node: config for node, config in configs.items() if node in lacking}
             for message in self._arriving(self._downlink.full(), again, kind, down):
                 self._collect(message, sent, kind, replies)
-        missing = self._plan.num_sites - len(replies)
+        missing = len(self._plan.sites) - len(replies)
         if missing > 0:
-            raise SiteFailed(f"{missing} of {self._plan.num_sites} sites did not answer")
+            raise SiteFailed(f"{missing} of {len(self._plan.sites)} sites did not answer")
+        self._heads.keep()  # each site has one node that speaks for it
         replies.sort(key=_site)
         taken, refused = [reply for reply in replies if reply.refused is None], [reply for reply in replies if reply.refused is not None]
         if not taken:
-            raise SiteFailed(f"every update was refused; {refused[0].site}: {refused[0].refused}")
+            raise SiteFailed(f"every answer was refused; {refused[0].site}: {refused[0].refused}")
         return taken, refused, down
 
     def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply]) -> None:
-        """Checks one answer and adds it to the replies; an update that is refused is marked so."""
+        """Checks one answer and adds it to the replies; one that is refused is marked so."""
         arrived = time.perf_counter()
         reply = read_reply(message, sent, self._plan.class_names)
-        self._took[reply.node] = reply.busy_seconds
-        self.clock.answered(now=arrived, busy=reply.busy_seconds, own=reply.own_seconds)
+        fault = trail_fault(self._heads, message, self._speaker(reply.site, message))
         if reply.site in {other.site for other in replies}:
-            raise SiteFailed("two nodes answer for the same site")
-        if kind == TRAIN_ROUND:
-            try:
+            raise SiteFailed(f"{reply.site} answers twice")
+        self._took[reply.node] = reply.busy_seconds
+        try:
+            if fault is not None:
+                raise UpdateRefused(fault)
+            if kind == TRAIN_ROUND:
                 self._take(reply, message.content)
-            except UpdateRefused as error:
-                log.warning("the update of %s was refused, the round goes on without it: %s", reply.site, error)
-                reply.refused = str(error)
+        except UpdateRefused as error:
+            what = "update" if kind == TRAIN_ROUND else "answer"
+            log.warning("the %s of %s was refused, the round goes on without it: %s", what, reply.site, error)
+            reply.refused = str(error)
+        else:
+            self.clock.answered(now=arrived, busy=reply.busy_seconds, own=reply.own_seconds)
         replies.append(reply)
+
+    def _speaker(self, site: str, message: Message) -> str:
+        """The site, if there is one of this name and no other node has answered for it."""
+        if site not in self._plan.sites:
+            raise SiteFailed(f"there is no site {site!r:.40} in this run")
+        if not self._heads.claim(site, message.metadata.src_node_id):
+            raise SiteFailed(f"two nodes answer for the same site, {site}, or one for two")
+        return site
 
     def _take(self, reply: SiteReply, content: RecordDict) -> None:
         """Decodes and checks an update and hands it on."""
@@ -298,11 +321,12 @@ class RoundLoop:
         if residuals := self._aggregator.residuals:
             records[FOLDED] = to_arrays(residuals)
         folded = sum(4 * tensor.numel() for tensor in residuals.values())
+        contents = {id(config): RecordDict({**records, CONFIG: config}) for config in configs.values()}  # most nodes get the same
+        sizes = {key: message_bytes(content) for key, content in contents.items()}
         messages = []
-        for node, config in sorted(configs.items(), key=lambda item: -self._took.get(item[0], 0.0)):
-            content = RecordDict({**records, CONFIG: config})
-            messages.append(Message(content, dst_node_id=node, message_type=kind))
-            down[node] += Sent(folded, encoded.figures.bytes_after, message_bytes(content), encoded.figures.seconds)
+        for node, config in sorted(configs.items(), key=lambda item: (-self._took.get(item[0], 0.0), item[0])):
+            messages.append(Message(contents[id(config)], dst_node_id=node, message_type=kind))
+            down[node] += Sent(folded, encoded.figures.bytes_after, sizes[id(config)], encoded.figures.seconds)
         yield from answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window)
 
     def _traffic(self, round_number: int, down: dict[int, Sent], replies: list[SiteReply], kind: str) -> dict[str, Any]:
@@ -335,6 +359,10 @@ class RoundLoop:
 
 def _site(reply: SiteReply) -> str:
     return reply.site
+
+
+def _reasons(refused: list[SiteReply]) -> dict[str, str]:
+    return {reply.site: str(reply.refused) for reply in refused}
 
 
 def _finite(value: float) -> float | None:

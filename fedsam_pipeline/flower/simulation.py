@@ -74,6 +74,7 @@ def simulate_app(
     gpus = torch.cuda.device_count() if ordered[0].device == "cuda" else 0
     gpu_share = 1 / math.ceil(workers / gpus) if gpus else 0.0  # Ray places shares of one GPU, or whole ones
     os.environ.setdefault("OMP_NUM_THREADS", str(ordered[0].num_threads))
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # processes that no site uses: sites need an environment of their own
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
         run_simulation(

@@ -24,7 +24,9 @@ from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.inference.ensemble import stream_ensemble
 from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
-from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.model.compilation import compile_encoder, uncompiled
+from fedsam_pipeline.model.device import allow_tf32, autocast_dtype
+from fedsam_pipeline.model.lora import merged_lora
 from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
@@ -32,13 +34,14 @@ from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.manifest import Manifest, Wire
 from fedsam_pipeline.training.execution import apply_execution, choose_execution, memory_budget
+from fedsam_pipeline.training.feature_pool import FILE_NAME
 from fedsam_pipeline.training.local_trainer import LocalTrainer, RoundResult, RunSchedule
 from fedsam_pipeline.training.slab_loader import SlabLoader
 
 log = logging.getLogger(__name__)
 _LOCAL_PREFIX, _HELD_PREFIX, _LOST_PREFIX = "local/", "held/", "residual/"
 """In a site's state, beside the optimizer's moments: tensors that never travel, the state the round started from, what its update lost"""
-PERSONAL_FOLDER = "personal"
+PERSONAL_FOLDER, FEATURES_FOLDER = "personal", "features"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class SiteSetup:
         model: plan, recipe and base weights.
         state_folder: its optimizer moments, local tensors, the last state it received, what its last update lost, and logs.
         device: name of the device.
+        compiled: whether it compiles the image encoder; results stay the same but for rounding.
         num_threads: CPU threads it may use.
         execution_file: where this machine keeps how it carries out a step.
         memory_target: bytes that the images of a step may take on the device; ``None``: most of what is free.
@@ -85,6 +89,7 @@ class SiteSetup:
     other_folds: dict[str, Path] = field(default_factory=dict)
     patients: dict[str, str] = field(default_factory=dict)
     privacy_floor: int = DEFAULT_FLOOR
+    compiled: bool = False
 
     @property
     def labels(self) -> LabelScheme:
@@ -99,11 +104,12 @@ _models: dict[tuple[str, ...], tuple[AdaptedModel, dict[str, Tensor]]] = {}
 
 def worker_model(setup: SiteSetup) -> tuple[AdaptedModel, dict[str, Tensor]]:
     """The model of this process, built once however many rounds and sites it serves, and a copy of its trained tensors at round 0."""
-    key = (*setup.model.agreement().values(), setup.device)
+    key = (*setup.model.agreement().values(), setup.device, str(setup.compiled))
     if key not in _models:
         _models.clear()
         adapted = setup.model.build()
         adapted.model.to(setup.device)
+        allow_tf32(torch.device(setup.device))
         _models[key] = adapted, {name: tensor.cpu().clone() for name, tensor in adapted.trained_tensors().items()}
         log.info("built %s", setup.model.plans.base_model)
     return _models[key]
@@ -176,6 +182,9 @@ class SiteWorker:
         loader = SlabLoader(self._store, setup.train_cases, setup.model.plans, annotated, setup.model.configuration)
         execution = self._execution()
         apply_execution(self._adapted.model, execution)
+        if self._setup.compiled:
+            compile_encoder(self._adapted.model, torch.device(self._setup.device))
+        features = setup.state_folder / FEATURES_FOLDER
         trainer = LocalTrainer(
             self._adapted,
             loader,
@@ -183,6 +192,7 @@ class SiteWorker:
             setup.model.recipe,
             torch.device(setup.device),
             micro_batch=execution.micro_batch,
+            feature_folder=features,
         )
         state = self._state_before(round_number)
         self._adapted.load_tensors(self._received | _without_prefix(state, _LOCAL_PREFIX))
@@ -200,6 +210,8 @@ class SiteWorker:
         coded |= {f"{_LOST_PREFIX}{name}": tensor for name, tensor in encoded.residual.items()}
         self._loaded = None  # the disk changes
         self._states.save(round_number, trainer.optimizer_state() | local | coded)
+        if round_number == schedule.rounds:
+            (features / FILE_NAME).unlink(missing_ok=True)  # of no more use
         return encoded, result
 
     def _frozen(self, round_number: int) -> set[str]:
@@ -223,7 +235,8 @@ class SiteWorker:
                 return known
         device = torch.device(setup.device)
         budget = memory_budget(device, setup.memory_target, workers=setup.workers)
-        execution = choose_execution(self._adapted.model, batch, device, autocast_dtype(device), budget)
+        with uncompiled(self._adapted.model):  # the same number on every run, whichever site of this process comes first
+            execution = choose_execution(self._adapted.model, batch, device, autocast_dtype(device), budget)
         execution.save(setup.execution_file)
         log.info("%s: %s", setup.site, execution.why)
         return execution
@@ -302,7 +315,7 @@ class SiteWorker:
         rows = []
         if masks is not None:
             masks.clear()
-        with folded_residuals(self._adapted.model, self._residuals):
+        with folded_residuals(self._adapted.model, self._residuals), merged_lora(self._adapted.model):
             for name in _spread(sorted(setup.val_cases), max_cases):
                 case = self._store.open(name)
                 image = case.image if len(views) == 1 else case.image[:]  # the store is made for slices along its first axis

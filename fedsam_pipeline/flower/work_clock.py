@@ -8,11 +8,14 @@ class WorkClock:
     """What the sites of one run say of their work, by exchange. Clocks of two machines are never compared: a site tells durations.
 
     A site's own work is what it would do without a federation: optimizer steps, scoring, judging postprocessing. What comes on top of it
-    (reading and writing state, coding, waiting for the slowest site, aggregation, checkpoints) is the federation's.
+    (reading and writing state, coding, messages, aggregation, checkpoints) is the federation's.
+
+    What a site says is believed as far as it can be: it has not worked for longer than its exchange has lasted by this machine's clock.
     """
 
     def __init__(self) -> None:
         self._began: float | None = None
+        self._since = 0.0
         self._exchanges: list[list[float]] = []
 
     @property
@@ -25,8 +28,9 @@ class WorkClock:
         """All sites' own work, added up."""
         return sum(map(sum, self._exchanges))
 
-    def next_exchange(self) -> None:
-        """A new exchange begins: its sites work at the same time, and after those of the last one."""
+    def next_exchange(self, *, now: float) -> None:
+        """A new exchange begins, by ``time.perf_counter``: its sites work at the same time, and after those of the last one."""
+        self._since = now
         self._exchanges.append([])
 
     def answered(self, *, now: float, busy: float, own: float) -> None:
@@ -34,12 +38,18 @@ class WorkClock:
 
         Args:
             now: when, by ``time.perf_counter``.
-            busy: seconds that it spent on the message once its model was there.
+            busy: seconds that it says it spent on the message once its model was there; at most those since the exchange began count.
             own: of them, on its own work.
         """
-        began = now - max(0.0, busy)
+        spent = min(max(0.0, busy), now - self._since)
+        began = now - spent
         self._began = began if self._began is None else min(self._began, began)
-        self._exchanges[-1].append(max(0.0, own))
+        self._exchanges[-1].append(min(max(0.0, own), spent))
+
+    def alone(self, seconds: float, *, now: float) -> None:
+        """Work that the server timed itself, as if one site had done it: of a site that is no node, or of answers that must not tell."""
+        self.next_exchange(now=now - seconds)
+        self.answered(now=now, busy=seconds, own=seconds)
 
     def schedule_seconds(self, workers: int) -> float:
         """What the sites' own work takes where ``workers`` of them compute at once and nothing else costs anything."""

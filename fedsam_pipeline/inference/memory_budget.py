@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.probabilities import CUBE
 from fedsam_pipeline.inference.windows import plane_windows
+from fedsam_pipeline.model.compilation import uncompiled
 from fedsam_pipeline.specs.case import CaseProperties
 
 LIVE_TENSORS = 4
@@ -67,7 +68,7 @@ def slice_cost(predictor: Predictor) -> SliceCost:
     count = predictor.plans.slab_depth if predictor.mixes_slices else 1
     hook = register_module_forward_hook(note)
     try:
-        with predictor.precision():
+        with predictor.precision(), uncompiled(predictor.model):
             embeddings = predictor.model.encode(torch.zeros(count, 3, size, size, device=predictor.device))
             logits = predictor.model.decode(embeddings)
     finally:

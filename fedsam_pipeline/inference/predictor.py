@@ -1,7 +1,7 @@
 """A volume in, class logits out: windows over the plane and over the slices, one adapter."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations, product, zip_longest
+from itertools import accumulate, combinations, pairwise, product, zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsam_pipeline.inference.agreement import Agreement, winner
+from fedsam_pipeline.inference.landing import Landing, one_ahead, send
 from fedsam_pipeline.inference.prompts import VolumePrompt, by_slice, image_prompts, turned_prompts
 from fedsam_pipeline.inference.windows import AxisWindow, axis_windows, plane_windows
 from fedsam_pipeline.model.prompts import Prompts
@@ -48,10 +49,14 @@ class Predictor:
     ``plans.slab_depth`` that overlap and are averaged with Gaussian weights over depth; they share the embeddings of the slices they have
     in common.
 
+    Neighbouring slices of a batch that are equal number for number in all that the encoder sees of them are encoded once and, where slices
+    do not mix, decoded once: windows of air, which normalization clips to one value, and slices that resampling repeats. Equal images have
+    equal answers, so that none changes.
+
     Slabs go from the first slice to the last, each through all windows and mirrorings before the next begins, so that finished slices can
     leave. In memory are the float32 logits (K, H, W) of the slices of one slab or batch, what the model makes of it, and, where slices
     mix, for each window and mirroring the embeddings of the slices that the next slab needs again: nothing that grows with the number of
-    slices.
+    slices. A GPU is given the next window before the logits of one are added up here and leave, and so holds those of two.
 
     Args:
         model: in evaluation mode, on ``device``.
@@ -154,12 +159,19 @@ class Predictor:
         depth = max(len(slab.weights) for slab in slabs)
         unfinished = torch.zeros((depth, self.plans.num_classes, height, width), dtype=torch.float32)  # the first one is slab.first
         embeddings = _Embeddings(self.kept_embeddings)
-        share = 1 / (len(windows) * len(self.mirrorings) * len(slabs))
+        views = list(product(windows, self.mirrorings))
+        share = 1 / (len(views) * len(slabs))
         asked = by_slice(prompts)
         answers: list[torch.Tensor] = []  # of the mirrorings of one window
+        parts = (
+            self._predict_window(image, rows, columns, slab, mirrored, asked, embeddings, following)
+            for slab, following in zip_longest(slabs, slabs[1:])
+            for (rows, columns), mirrored in views
+        )
+        landings = one_ahead(parts) if self.device.type == "cuda" else parts
         for slab, following in zip_longest(slabs, slabs[1:]):
-            for (rows, columns), mirrored in product(windows, self.mirrorings):
-                part = self._predict_window(image, rows, columns, slab, mirrored, asked, embeddings, following)
+            for (rows, columns), _ in views:
+                part = next(landings).wait()
                 weights = slab.weights[:, None, None] * rows.weights[:, None] * columns.weights / len(self.mirrorings)
                 visible = part[slab.inside, :, rows.inside, columns.inside]
                 place = unfinished[: len(weights), :, rows.covered, columns.covered]
@@ -194,8 +206,8 @@ class Predictor:
         prompts: Mapping[int, Sequence[VolumePrompt]],
         embeddings: "_Embeddings",
         following: AxisWindow | None,
-    ) -> torch.Tensor:
-        """The slab's logits (D, K, h, w), float32 in main memory, at the window's voxels and not mirrored any more."""
+    ) -> Landing:
+        """The slab's logits (D, K, h, w), float32, at the window's voxels and not mirrored any more, on their way into main memory."""
         last_slice = image.shape[1] - 1
         wanted = [min(max(s, 0), last_slice) for s in range(slab.start, slab.start + slab.length)]
         known = embeddings.take((rows.start, columns.start, mirrored))
@@ -206,25 +218,35 @@ class Predictor:
         ordered = wanted[::-1] if 0 in mirrored else wanted
         size = self.plans.image_size
         asked = [image_prompts(prompts.get(s, ()), s, (rows.start, columns.start), self.plans.window, size, mirrored) for s in ordered]
-        part = self._decode(torch.stack([known[s] for s in ordered]), Prompts.of(asked))
+        chosen = [known[s] for s in ordered]
+        alike = [a is b and not (of_a or of_b) for (a, of_a), (b, of_b) in pairwise(zip(chosen, asked, strict=True))]
+        firsts, number = _runs([False] * len(alike) if self.mixes_slices else alike)
+        part = self._decode(torch.stack([chosen[at] for at in firsts]), Prompts.of([asked[at] for at in firsts]))
         part = from_image_size(part, self.plans.window)
+        if len(firsts) < len(ordered):
+            part = torch.stack([part[at] for at in number])  # an index would make a GPU's queue run empty
         if following is not None:
             first = max(following.start, 0)
             embeddings.keep((rows.start, columns.start, mirrored), {s: each for s, each in known.items() if s >= first})
-        return (part.flip([_LOGIT_AXES[axis] for axis in mirrored]) if mirrored else part).cpu()
+        return Landing(part.flip([_LOGIT_AXES[axis] for axis in mirrored]) if mirrored else part)
 
     def _encode(
         self, image: SliceableVolume, first: int, count: int, rows: AxisWindow, columns: AxisWindow, mirrored: tuple[int, ...]
-    ) -> torch.Tensor:
-        """Embeddings (count, E, h, w) of the consecutive slices from ``first`` on, in ascending order."""
-        stack = read_slab(image, first, count, self.plans.max_offset, origin=(rows.start, columns.start), window=self.plans.window).to(
-            self.device
-        )
-        inputs = encoder_inputs(stack.flip([axis - 3 for axis in mirrored]), self.plans)
+    ) -> list[torch.Tensor]:
+        """Embeddings (E, h, w) of the ``count`` consecutive slices from ``first`` on, in ascending order; neighbours that are equal share
+        one tensor."""
+        margin = self.plans.max_offset
+        stack = read_slab(image, first, count, margin, origin=(rows.start, columns.start), window=self.plans.window)
+        equal = [torch.equal(stack[:, s], stack[:, s + 1]) for s in range(count + 2 * margin - 1)]
+        firsts, number = _runs([all(equal[s : s + 2 * margin + 1]) for s in range(count - 1)])
+        inputs = encoder_inputs(send(stack, self.device).flip([axis - 3 for axis in mirrored]), self.plans)
         if 0 in mirrored:  # the neighbours changed sides; the batch stays in ascending order
             inputs = inputs.flip(0)
+        if len(firsts) < count:
+            inputs = torch.stack([inputs[at] for at in firsts])
         with self.precision():
-            return self.model.encode(to_image_size(inputs, self.plans.image_size))
+            encoded = self.model.encode(to_image_size(inputs, self.plans.image_size)).unbind(0)
+        return [encoded[at] for at in number]
 
     def _decode(self, embeddings: torch.Tensor, prompts: Prompts | None) -> torch.Tensor:
         with self.precision():
@@ -236,6 +258,16 @@ class Predictor:
     def precision(self) -> torch.autocast:
         """The context in which the model runs."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None)
+
+
+def _runs(alike: Sequence[bool]) -> tuple[list[int], list[int]]:
+    """Runs of like items, from whether each of them is like the one before it (the first is not asked for).
+
+    Returns:
+        The first item of every run, and for every item the number of its run.
+    """
+    number = [0, *accumulate(int(not same) for same in alike)]
+    return [at for at, run in enumerate(number) if at == 0 or run != number[at - 1]], number
 
 
 _LOGIT_AXES = {0: 0, 1: 2, 2: 3}

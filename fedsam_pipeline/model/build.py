@@ -39,7 +39,7 @@ class AdaptedModel:
     def trained_tensors(self) -> dict[str, Tensor]:
         """The trained tensors themselves (not copies), by name."""
         parameters = dict(self.model.named_parameters())
-        return {name: parameters[name].data for name in self.manifest.trained_names}
+        return {name: parameters[name].detach() for name in self.manifest.trained_names}
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

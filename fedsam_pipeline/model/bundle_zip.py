@@ -1,7 +1,6 @@
 """A model bundle: trained folds in one zip, checked file by file when it is unpacked (``docs/formats.md``, "Model bundle")."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.files import atomic_path, json_text, make_folder, sha256_file
+from fedsam_pipeline.files import atomic_path, json_text, make_folder, parse_json, sha256_file
 from fedsam_pipeline.model.plain_zip import PlainZip, open_plain_zip, write_plain_zip
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 from fedsam_pipeline.specs.bundle_index import INDEX_FILE, INDEX_SCHEMA, BundleIndex, Member
@@ -171,8 +170,8 @@ def _read_index(archive: PlainZip, path: Path) -> BundleIndex:
     """The index; of another schema version it says which, and which version of this package wrote it, before anything else is judged."""
     where = f"{path}, {INDEX_FILE}"
     try:
-        values: Any = json.loads(archive.read(INDEX_FILE, limit=INDEX_LIMIT))
-    except (ValueError, RecursionError) as error:
+        values: Any = parse_json(archive.read(INDEX_FILE, limit=INDEX_LIMIT).decode())
+    except ValueError as error:
         raise FedsamError("the index of a bundle is no JSON", path=where, found=str(error), fix=GET_AGAIN) from error
     found = values.get("schema_version") if isinstance(values, dict) else None
     if isinstance(found, int) and found != INDEX_SCHEMA:

@@ -8,15 +8,18 @@ The weight and bias keep their names, so that the base model's checkpoint still 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsam_pipeline.model.cast_linear import CastLinear
 
-class LoRALinear(nn.Linear):
+
+class LoRALinear(CastLinear):
     """A linear layer with LoRA on some or all of its output rows.
 
     Attributes:
@@ -48,11 +51,12 @@ class LoRALinear(nn.Linear):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        base = functional.linear(x, self.weight, self.bias)
+        base = super().forward(x)
         if self._merged or not self.enabled:
             return base
         down, up = self._stacked_factors()
-        return base + functional.linear(functional.linear(x, down), up)
+        hidden = functional.linear(x, down)
+        return torch.addmm(base.flatten(0, -2), hidden.flatten(0, -2), up.t()).view(base.shape)  # one pass over the output less than a sum
 
     def _stacked_factors(self) -> tuple[Tensor, Tensor]:
         """All targets as one pair: A stacked (targets * rank, in), scaled B scattered into a block matrix (out, targets * rank)."""
@@ -65,6 +69,11 @@ class LoRALinear(nn.Linear):
                 factor if len(rows) == self.out_features else factor.new_zeros(self.out_features, self.rank).index_copy(0, rows, factor)
             )
         return down, torch.cat(blocks, dim=1)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the change is in the weight now."""
+        return self._merged
 
     @torch.no_grad()
     def delta(self) -> Tensor:
@@ -108,3 +117,18 @@ def unmerge_lora(model: nn.Module) -> None:
     """Unmerges every LoRA layer of ``model``; idempotent."""
     for layer in lora_layers(model):
         layer.unmerge()
+
+
+@contextmanager
+def merged_lora(model: nn.Module) -> Iterator[None]:
+    """``merge_lora`` for a while; the base weights are bit for bit the old ones afterwards, whatever happens within.
+
+    For a model that goes on training. Keeps a copy of the weights that it changes; layers that were merged before stay so.
+    """
+    kept = [(layer, layer.weight.detach().clone()) for layer in lora_layers(model) if layer.enabled and not layer.merged]
+    merge_lora(model)
+    try:
+        yield
+    finally:
+        for layer, weight in kept:
+            layer.restore(weight)

@@ -80,8 +80,9 @@ def folded_residuals(model: nn.Module, residuals: Tensors) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, weight in kept:
-            layer.weight.data.copy_(weight)
+        with torch.no_grad():
+            for layer, weight in kept:
+                layer.weight.copy_(weight)
 
 
 def _all_targets(residuals: Tensors) -> list[ResidualTarget]:

@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 
 from fedsam_pipeline.errors import FedsamError, fault_list
+from fedsam_pipeline.model.encoder_split import frozen_steps
 from fedsam_pipeline.model.injection import lora_faults
 from fedsam_pipeline.model.sam import ADDED_BY_PLAN, PromptFreeSam
 from fedsam_pipeline.specs.manifest import Manifest, TensorEntry
@@ -50,6 +51,8 @@ def _faults(model: PromptFreeSam, recipe: Recipe, names: Sequence[str], trained:
             yield "lora: no factor B is trained, and B starts at zero, so LoRA changes nothing; train *.lora_B_* or leave the table out"
     if recipe.adapter is not None and not any(".adapter.up." in name for name in trained):
         yield "adapter: no up projection is trained, and they start at zero, so it changes nothing; train *.adapter.* or drop the table"
+    if recipe.cache is not None and not frozen_steps(model.image_encoder, trained):
+        yield "cache: the encoder trains from its first step on, so there is nothing to keep; train later parts only, or drop the table"
     for pattern, key in recipe.parameters.trained_with(model.spec.encoder).items():
         if not _matching([pattern], names):
             yield f"parameters.{key}: {pattern} matches no tensor"

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.channels_last import in_channels_last
 from fedsam_pipeline.model.prompts import Prompts, prompt_tokens
-from fedsam_pipeline.model.sam_modules import HyperNetworkMLP, ImageEncoderViT, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
+from fedsam_pipeline.model.sam_modules import HyperNetworkMLP, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
 from fedsam_pipeline.model.slice_mixer import SliceMixer
 from fedsam_pipeline.model.tiny_vit import TinyViT
+from fedsam_pipeline.model.vit import fast_vit, published_vit
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 
 MASK_IN_CHANNELS = 16  # of the prompt encoder's mask branch, in every published checkpoint
@@ -65,6 +67,7 @@ class PromptFreeSam(nn.Module):
         if spec.stride == 16:
             self.mask_decoder.output_upscaling, hyper = _sixteenfold_head(dim, num_classes)
             self.mask_decoder.output_hypernetworks_mlps = hyper
+        in_channels_last(self.mask_decoder.output_upscaling)
         self.slice_mixer = SliceMixer(dim, mixer_depth) if mixer_depth else None
         self.prompt_classes = nn.Embedding(num_classes, dim, _weight=torch.zeros(num_classes, dim)) if prompted else None
         self.register_buffer("input_shift", torch.tensor(spec.input_shift)[None, :, None, None], persistent=False)
@@ -139,21 +142,7 @@ def _image_encoder(spec: BaseModelSpec, image_size: int) -> nn.Module:
     shape = spec.encoder_shape
     if spec.encoder == "tiny_vit":
         return TinyViT(shape.embed_dims, shape.depths, shape.heads, shape.windows, spec.decoder_shape.dim)
-    encoder: nn.Module = ImageEncoderViT(
-        depth=shape.depths[0],
-        embed_dim=shape.embed_dims[0],
-        img_size=image_size,
-        mlp_ratio=4,
-        norm_layer=lambda dim: nn.LayerNorm(dim, eps=1e-6),
-        num_heads=shape.heads[0],
-        patch_size=16,
-        qkv_bias=True,
-        use_rel_pos=True,
-        global_attn_indexes=shape.global_attention,
-        window_size=shape.windows[0],
-        out_chans=spec.decoder_shape.dim,
-    )
-    return encoder
+    return fast_vit(published_vit(spec, image_size))
 
 
 def _sixteenfold_head(dim: int, num_classes: int) -> tuple[nn.Sequential, nn.ModuleList]:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsam_pipeline.model.sam_modules import LayerNorm2d
+from fedsam_pipeline.model.attention import attend
+from fedsam_pipeline.model.cast_linear import CastLinear
+from fedsam_pipeline.model.channels_last import ChannelGELU, ChannelNorm, gelu
 
 
 class ConvNorm(nn.Module):
@@ -49,7 +51,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(ConvNorm(3, channels // 2), nn.GELU(), ConvNorm(channels // 2, channels))
+        self.seq = nn.Sequential(ConvNorm(3, channels // 2), ChannelGELU(), ConvNorm(channels // 2, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.seq(x)  # type: ignore[no-any-return]
@@ -66,10 +68,9 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.gelu(self.conv1(x))
-        hidden = functional.gelu(self.conv2(hidden))
-        output: Tensor = functional.gelu(self.conv3(hidden) + x)
-        return output
+        hidden = gelu(self.conv1(x))
+        hidden = gelu(self.conv2(hidden))
+        return gelu(self.conv3(hidden) + x)
 
 
 class PatchMerging(nn.Module):
@@ -82,21 +83,9 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.gelu(self.conv1(x))
-        x = functional.gelu(self.conv2(x))
+        x = gelu(self.conv1(x))
+        x = gelu(self.conv2(x))
         return self.conv3(x)  # type: ignore[no-any-return]
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """Scaled dot-product attention with an additive bias: query, key and value (B, heads, N, d), the bias broadcasting to (B, heads, N, N).
-
-    On CPUs torch's fused kernel is slower than the plain products at windows of 49 and 196 tokens: five times in a training step.
-    """
-    if query.device.type != "cpu":
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
-    mixed: Tensor = weights.softmax(dim=-1).to(value.dtype) @ value
-    return mixed
 
 
 class WindowAttention(nn.Module):
@@ -111,8 +100,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = CastLinear(dim, 3 * dim)
+        self.proj = CastLinear(dim, dim)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         y, x = y.flatten(), x.flatten()
@@ -125,7 +114,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).view(batch, tokens, self.heads, 3, dim // self.heads)
         query, key, value = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         bias = self.attention_biases[:, self.bias_index].to(query.dtype)
-        mixed = attend(query, key, value, bias[None])
+        mixed = attend(query * query.shape[-1] ** -0.5, key, value, bias)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))  # type: ignore[no-any-return]
 
 
@@ -135,8 +124,8 @@ class TransformerMLP(nn.Module):
     def __init__(self, dim: int, expansion: int = 4) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, dim * expansion)
-        self.fc2 = nn.Linear(dim * expansion, dim)
+        self.fc1 = CastLinear(dim, dim * expansion)
+        self.fc2 = CastLinear(dim * expansion, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(functional.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
@@ -214,9 +203,9 @@ class TinyViT(nn.Module):
         self.layers = nn.ModuleList(stages)
         self.neck = nn.Sequential(
             nn.Conv2d(embed_dims[-1], out_channels, 1, bias=False),
-            LayerNorm2d(out_channels),
+            ChannelNorm(out_channels),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            LayerNorm2d(out_channels),
+            ChannelNorm(out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ import logging
 import threading
 from typing import Any
 
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower.postprocessing_query import PostprocessingQuery
 from fedsam_pipeline.flower.round_loop import RoundPlan
 from fedsam_pipeline.flower.simulation import Grid
-from fedsam_pipeline.flower.work_clock import WorkClock
 from fedsam_pipeline.pipeline.train_request import RunSetup
 from fedsam_pipeline.postprocessing.candidates import questions
 from fedsam_pipeline.postprocessing.choice import choose
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def choose_postprocessing(
-    setup: RunSetup, grid: Grid, plan: RoundPlan, stop: threading.Event, clock: WorkClock
+    setup: RunSetup, grid: Grid, plan: RoundPlan, heads: AuditHeads, stop: threading.Event
 ) -> tuple[Postprocessing, list[dict[str, Any]]]:
     """Asks the sites what each rule changes on the masks that they kept of the final evaluation, and decides.
 
@@ -30,7 +30,7 @@ def choose_postprocessing(
         RunStopped: someone asked the run to stop.
     """
     labels = setup.labels
-    query = PostprocessingQuery(grid, plan, setup.validated, stop, clock)
+    query = PostprocessingQuery(grid, plan, setup.validated, heads, stop)
     steps, decisions = choose(
         questions(labels.classes, labels.scored, setup.candidate_volumes.volumes), query.ask, labels.classes, labels.scored
     )

@@ -15,6 +15,7 @@ from fedsam_pipeline.dataset.raw import load_raw_dataset
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.dice_sums import ConfigurationDice, DiceSums, federated_dice
 from fedsam_pipeline.evaluation.metrics import RULE
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.files import locked_folder, make_folder, write_json, write_text
 from fedsam_pipeline.flower.configuration_query import Question, ask_sites, make_query_app
 from fedsam_pipeline.flower.simulation import Grid, simulate_app
@@ -79,7 +80,7 @@ def find_best_configuration(
             {task.site: sum(map(len, task.cases.values())) for task in tasks},
         )
         print(f"{len(chosen)} configuration(s) of {len(candidates)} run(s) at {len(tasks)} site(s), folds {' '.join(folds)}", flush=True)
-        told, refused = _ask(tasks, question, workers)
+        told, refused = _ask(tasks, question, AuditHeads(folder), workers)
         record = _record(preprocessed.name, candidates, chosen, folds, tasks[0].floor, told, refused, left_out)
         write_text(folder / COMMAND_FILE, "\n".join(record["commands"]) + "\n")
         write_json(folder / RESULT_FILE, record)
@@ -124,12 +125,14 @@ def _tasks(
     ]
 
 
-def _ask(tasks: Sequence[SiteSelection], question: Question, workers: int | None) -> tuple[dict[str, DiceSums], dict[str, str]]:
+def _ask(
+    tasks: Sequence[SiteSelection], question: Question, heads: AuditHeads, workers: int | None
+) -> tuple[dict[str, DiceSums], dict[str, str]]:
     """What the sites told; raises where one failed, or none may tell anything."""
     found: list[tuple[dict[str, DiceSums], dict[str, str]]] = []
 
     def serve(grid: Grid, stop: threading.Event) -> None:
-        found.append(ask_sites(grid, question, stop))
+        found.append(ask_sites(grid, question, heads, stop))
 
     simulate_app(tasks, make_query_app, serve, workers=workers or min(len(tasks), usable_cores()))
     told, refused = found[0]

@@ -43,6 +43,19 @@ def verify_dataset(dataset: RawDataset, folder: Path, workers: CaseWorkers) -> R
 
 def check_dataset(dataset: RawDataset, folder: Path, workers: CaseWorkers) -> Report:
     """Makes all checks and writes ``integrity.json`` into ``folder``; ``RuntimeError`` where one failed by our own fault."""
+    report, failed = examine_dataset(dataset, workers)
+    _write(report, folder)
+    if failed:
+        raise case_failure(dataset.name, failed)
+    return report
+
+
+def examine_dataset(dataset: RawDataset, workers: CaseWorkers) -> tuple[Report, list[CaseOutcome[Any]]]:
+    """Makes all checks and writes nothing.
+
+    Returns:
+        The report, and the cases on which a check failed by our own fault; the report names these too.
+    """
     outcomes = list(workers.work(partial(case_record, dataset), dataset.cases, "verify"))
     tests = list(workers.work(partial(case_record, dataset, test=True), dataset.test_cases, "verify imagesTs"))
     records = [outcome.result for outcome in (*outcomes, *tests) if outcome.result is not None]
@@ -51,10 +64,7 @@ def check_dataset(dataset: RawDataset, folder: Path, workers: CaseWorkers) -> Re
     for test, some in ((False, outcomes), (True, tests)):
         findings += [_finding_of(outcome, owner(dataset, outcome.case, test=test)) for outcome in some if outcome.error is not None]
     report = Report(dataset.name, len(dataset.cases), len(dataset.test_cases), ALL_CHECKS, sorted_findings(findings))
-    _write(report, folder)
-    if failed := [outcome for outcome in (*outcomes, *tests) if outcome.error is not None]:
-        raise case_failure(dataset.name, failed)
-    return report
+    return report, [outcome for outcome in (*outcomes, *tests) if outcome.error is not None]
 
 
 def write_cheap_report(dataset: RawDataset, folder: Path, failed: Sequence[CaseOutcome[Any]], before: Report | None) -> None:

@@ -36,6 +36,7 @@ def predict(
     model: Path | None = None,
     folds: Sequence[str] | None = None,
     device: str = "auto",
+    compiled: bool = False,
     test_time_augmentation: bool = True,
     mirror_axes: Sequence[int] | None = None,
     step_size: float | None = None,
@@ -58,6 +59,7 @@ def predict(
         model: trained run or fold folder; with it ``dataset`` is not needed.
         folds: fold names; ``None`` is all trained ones.
         device: ``auto``, ``cpu`` or ``cuda``.
+        compiled: compile the image encoder; masks stay the same but for rounding.
         test_time_augmentation: average over mirrored images.
         mirror_axes: of (slice, height, width); ``None``: those that training mirrored.
         step_size: of windows and slabs, as a share of their length; ``None``: as planned.
@@ -83,6 +85,7 @@ def predict(
         choose_model(dataset, model),
         folds=folds,
         device=device,
+        compiled=compiled,
         test_time_augmentation=test_time_augmentation,
         mirror_axes=mirror_axes,
         step_size=step_size,

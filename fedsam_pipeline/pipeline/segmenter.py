@@ -22,6 +22,7 @@ from fedsam_pipeline.inference.record import PredictionRecord
 from fedsam_pipeline.inference.trained import common_plans, find_folds
 from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.bundle import FoldModels
+from fedsam_pipeline.model.compilation import compile_encoder
 from fedsam_pipeline.model.device import autocast_dtype, choose_device
 from fedsam_pipeline.model.trained_files import BUNDLE_FILE, RETRAIN, BundleInfo
 from fedsam_pipeline.pipeline.find_postprocessing import steps_of
@@ -60,6 +61,7 @@ class Segmenter:
         model: trained run folder (``.../federated__fedavg__seed0``) or one of its folds.
         folds: fold names; ``None`` is all trained ones. Their class probabilities are averaged.
         device: ``auto``, ``cpu`` or ``cuda``.
+        compiled: compile the image encoder when the model is loaded; masks stay the same but for rounding.
         test_time_augmentation: average over mirrored images.
         mirror_axes: of (slice, height, width); ``None``: those that training mirrored.
         step_size: of windows and slabs, as a share of their length; ``None``: as planned.
@@ -83,6 +85,7 @@ class Segmenter:
         *,
         folds: Sequence[str] | None = None,
         device: str = "auto",
+        compiled: bool = False,
         test_time_augmentation: bool = True,
         mirror_axes: Sequence[int] | None = None,
         step_size: float | None = None,
@@ -93,6 +96,7 @@ class Segmenter:
         self.folds = find_folds(Path(model), folds)
         self.plans = common_plans(self.folds)
         self.device: torch.device = choose_device(device)
+        self._compiled = compiled
         axes = self.plans.training.mirror_axes if mirror_axes is None else mirror_axes
         self._mirror_axes = tuple(sorted(set(axes))) if test_time_augmentation else ()
         self._step_size = 1 - self.plans.window_overlap if step_size is None else step_size
@@ -209,6 +213,8 @@ class Segmenter:
     @cached_property
     def _runner(self) -> CasePredictor:
         models = FoldModels(self.folds, self.device)
+        if self._compiled:
+            compile_encoder(models.model, self.device)
         views = view_predictors(
             models.model,
             self.plans,

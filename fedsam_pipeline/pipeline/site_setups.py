@@ -42,6 +42,7 @@ class Machine:
     workers: int
     memory_target: float | None = None
     """GiB"""
+    compiled: bool = False
 
 
 def site_setup(
@@ -72,6 +73,7 @@ def site_setup(
         model=model,
         state_folder=(fold / "sites" / site).absolute(),
         device=choose_device(machine.device).type,
+        compiled=machine.compiled,
         num_threads=max(1, usable_cores() // machine.workers),
         execution_file=(fold / "execution" / f"{site}.json").absolute(),
         memory_target=None if machine.memory_target is None else int(machine.memory_target * (1 << 30)),
@@ -82,6 +84,6 @@ def site_setup(
         other_folds={
             other: (fold.parent / f"fold_{other}" / "sites" / site).absolute() for other in map(str, range(data.num_folds)) if other != name
         },
-        patients=dict(data.patients),
+        patients={case: patient for case, patient in data.patients.items() if data.owner.get(case) in owners},
         privacy_floor=data.privacy_floor,
     )

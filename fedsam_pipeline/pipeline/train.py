@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import RULE
 from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json, write_text
@@ -23,19 +24,20 @@ from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
-from fedsam_pipeline.flower.site_worker import PERSONAL_FOLDER, SiteSetup, SiteWorker
+from fedsam_pipeline.flower.site_worker import FEATURES_FOLDER, PERSONAL_FOLDER, SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write_adapter, write_documents
 from fedsam_pipeline.pipeline.choose_postprocessing import choose_postprocessing
 from fedsam_pipeline.pipeline.coverage_file import write_coverage
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_bytes
+from fedsam_pipeline.pipeline.progress_picture import ProgressPicture
 from fedsam_pipeline.pipeline.run_timing import run_timing
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
-from fedsam_pipeline.report.curves import progress_png
 from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
+from fedsam_pipeline.training.feature_pool import FILE_NAME
 
 log = logging.getLogger(__name__)
 BUSY = "another process trains in this folder"
@@ -151,7 +153,7 @@ class TrainingRun:
         ):
             (self._folder / name).unlink(missing_ok=True)
         for site in self._setup.all_sites:
-            for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}"):
+            for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}", f"{FEATURES_FOLDER}/{FILE_NAME}"):
                 (site.state_folder / name).unlink(missing_ok=True)
             KeptMasks(site.state_folder).clear()
         for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
@@ -210,7 +212,8 @@ class TrainingRun:
         write_coverage(self._folder, setup.coverage)
         self._save_state(status="running")
         try:
-            self._connect(self._serve)
+            with ProgressPicture(self._folder / "progress.png") as self._picture:
+                self._connect(self._serve)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             self._save_state(status="interrupted" if interrupted else "failed", seconds=earlier + time.perf_counter() - started)
@@ -249,13 +252,14 @@ class TrainingRun:
             schedule=setup.schedule,
             val_every=setup.val_every,
             agreement=setup.model.agreement(),
-            num_sites=len(setup.site_names),
+            sites=setup.site_names,
             class_names=self._names,
             wire=setup.model.recipe.aggregation.wire,
             window=setup.workers + 1,  # one for each worker, and one for the first that is done
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
-            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), stop)
+            heads = AuditHeads(self._folder)
+            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), heads, stop)
             self._clock = loop.clock
             tensors = loop.run(tensors, rounds_done)
             if setup.held_out is None:
@@ -263,15 +267,17 @@ class TrainingRun:
                 tensors = downlink.held  # what was scored, as the sites hold it
                 self._append_traffic(scores.traffic)
                 if setup.chooses_postprocessing:
-                    self._choose_postprocessing(grid, plan, stop)
+                    self._choose_postprocessing(grid, plan, heads, stop)
             else:  # no node of the federation: nothing travels
-                scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {})
+                scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {}, {})
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
-    def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, stop: threading.Event) -> None:
+    def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, heads: AuditHeads, stop: threading.Event) -> None:
         """For the whole run, from the validation cases of all folds that are trained by now."""
-        document, traffic = choose_postprocessing(self._setup, grid, plan, stop, self._clock)
+        started = time.perf_counter()
+        document, traffic = choose_postprocessing(self._setup, grid, plan, heads, stop)
+        self._clock_alone(started)
         document.save(self._folder.parent / POSTPROCESSING_FILE)
         for entry in traffic:
             self._append_traffic(entry)
@@ -279,10 +285,12 @@ class TrainingRun:
     def _evaluate_held_out(self, site: SiteSetup, tensors: dict[str, Any], residuals: dict[str, Any]) -> dict[str, SiteDice]:
         started = time.perf_counter()
         scores = evaluate_alone(site, tensors, residuals)
-        ended = time.perf_counter()
-        self._clock.next_exchange()
-        self._clock.answered(now=ended, busy=ended - started, own=ended - started)
+        self._clock_alone(started)
         return scores
+
+    def _clock_alone(self, started: float) -> None:
+        now = time.perf_counter()
+        self._clock.alone(now - started, now=now)
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
@@ -298,7 +306,7 @@ class TrainingRun:
             bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
             if dice is not None:
-                progress_png(self._progress(), self._folder / "progress.png")
+                self._picture.draw(self._progress())
 
         return on_round
 
@@ -307,11 +315,12 @@ class TrainingRun:
         summary = {"schema_version": 1, "rule": RULE, "grid": "plan", "round": self._setup.schedule.rounds} | shared
         if scores.personal is not None:
             summary["personal"] = self._summary(scores.personal)
+        summary["refused"] = scores.refused
         write_json(self._folder / "validation" / "summary.json", summary)
         with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
             line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
-        progress_png(self._progress(), self._folder / "progress.png")
+            stream.write(json.dumps(line | {"refused": scores.refused}, allow_nan=False) + "\n")
+        self._picture.draw(self._progress())
         write_adapter(self._folder, self._initial | tensors, self._setup.model.bundle_info(self._setup.schedule.rounds))
         self.state["final"] = summary
 

@@ -4,13 +4,14 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.strategy_settings import streams
@@ -26,22 +27,38 @@ from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_byt
 from fedsam_pipeline.pipeline.train_request import RunSetup
 from fedsam_pipeline.preprocessing.store import CaseStore
 from fedsam_pipeline.training.local_trainer import RunSchedule
+from fedsam_pipeline.training.slab_loader import slabs_per_step
 
 ROUNDS, STEPS = 2, 3
-"""of a probe. The first round warms the workers up; the second is measured"""
+"""of a probe; fewer steps where the run takes fewer. The first round warms the workers up; the second is measured"""
 SITES_A_WORKER = 2
 """sites that take part, where updates need not all be there for the strategy"""
 
 
 @dataclass(frozen=True)
-class Probe:
+class StepCosts:
+    """What training takes a site, with all workers busy; seconds.
+
+    Attributes:
+        step_seconds: an optimizer step; under a recipe with ``[cache]``, on slabs that were seen before.
+        slab_seconds: what a slab of the pool of such a recipe takes the first time it is seen, beyond that; 0 for other recipes.
+        compile_seconds: what compiling adds to a worker's first steps; 0 without.
+    """
+
+    step_seconds: float
+    slab_seconds: float
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
+class Probe(StepCosts):
     """What was measured; seconds and bytes.
 
     Attributes:
+        sites: that took part.
         import_seconds: from the command's start until the simulation is started.
         start_up_seconds: from there until the first site works.
         end_seconds: from the server's last word until the workers are gone.
-        step_seconds: an optimizer step at a site, with all workers busy.
         voxel_seconds: scoring one voxel of the plan's grid by one model; 0 where there is no validation case.
         models: that a site scores at the end: 2 where it has one of its own.
         site_seconds: what a round takes a site beyond its steps: state, coding.
@@ -52,10 +69,10 @@ class Probe:
         worker_bytes, server_bytes: peak resident memory of a process; ``None`` where the system does not tell.
     """
 
+    sites: int
     import_seconds: float
     start_up_seconds: float
     end_seconds: float
-    step_seconds: float
     voxel_seconds: float
     models: int
     site_seconds: float
@@ -119,6 +136,7 @@ class _ProbeRun:
 
     def __init__(self, setup: RunSetup, folder: Path) -> None:
         self._setup, self._folder = setup, folder
+        self._steps = min(STEPS, setup.schedule.local_steps)
         self._adapted: AdaptedModel = setup.model.build()
         self._records: list[RoundRecord] = []
         self._recorded: list[float] = []
@@ -133,11 +151,13 @@ class _ProbeRun:
         busy = [site[BUSY_SECONDS] for site in sites]
         own = [site["seconds"] + site[VALIDATION_SECONDS] for site in sites]
         final = self._final["sites"].values()
+        costs = step_costs([record.progress["sites"] for record in self._records], self._setup.sites, self._steps)
         return Probe(
+            **asdict(costs),
+            sites=len(sites),
             import_seconds=launched - started,
             start_up_seconds=self._began - launched,
             end_seconds=gone - self._served,
-            step_seconds=fmean(site["seconds"] for site in sites) / STEPS,
             voxel_seconds=self._voxel_seconds(),
             models=self._models,
             site_seconds=fmean(busy) - fmean(own),
@@ -157,10 +177,10 @@ class _ProbeRun:
         tensors = {name: tensor for name, tensor in self._adapted.trained_tensors().items() if name in travelling}
         plan = RoundPlan(
             run_id="dry run",
-            schedule=RunSchedule(ROUNDS, STEPS, setup.schedule.peak_learning_rate, setup.schedule.seed),
+            schedule=RunSchedule(ROUNDS, self._steps, setup.schedule.peak_learning_rate, setup.schedule.seed),
             val_every=1,
             agreement=setup.model.agreement(),
-            num_sites=len(setup.sites),
+            sites=tuple(site.site for site in setup.sites),
             class_names=tuple(setup.sites[0].labels.scored),
             wire=aggregation.wire,
             window=setup.workers + 1,
@@ -168,7 +188,9 @@ class _ProbeRun:
         checkpoints = CheckpointSeries(self._folder / "checkpoints", "round_")
         downlink = Downlink(aggregation.wire, tensors)
         aggregator = Aggregator(aggregation, len(setup.sites))
-        loop = RoundLoop(grid, aggregator, plan, self._adapted.manifest, checkpoints, downlink, self._record, stop)
+        loop = RoundLoop(
+            grid, aggregator, plan, self._adapted.manifest, checkpoints, downlink, self._record, AuditHeads(self._folder), stop
+        )
         tensors = loop.run(tensors, 0)
         before = loop.clock.site_seconds
         self._final = loop.evaluate(tensors).traffic
@@ -189,6 +211,40 @@ class _ProbeRun:
     @property
     def _models(self) -> int:
         return 2 if self._adapted.manifest.personal else 1
+
+
+def step_costs(rounds: Sequence[Mapping[str, Mapping[str, float]]], sites: Sequence[SiteSetup], steps: int) -> StepCosts:
+    """What two rounds say of all those to come.
+
+    New slabs are told from a step by the time for data, of the second round if that saw any: the first warms up. What a kept slab takes to
+    be read again is then not in a step; it is little beside the step.
+
+    Args:
+        rounds: the first two of a run: site to the numbers that came with its update.
+        sites: of the run.
+        steps: of a round.
+    """
+    new = [
+        sum(seen_slabs(site, steps * (at + 1)) - seen_slabs(site, steps * at) for site in sites if site.site in each)
+        for at, each in enumerate(rounds)
+    ]
+    total, data = ([sum(site[key] for site in each.values()) for each in rounds] for key in ("seconds", "data_seconds"))
+    measured = 1 if new[1] else 0
+    slab_seconds = data[measured] / new[measured] if new[measured] else 0.0
+    compile_seconds = 0.0
+    if sites[0].compiled:  # on all workers at once, by the first site of each
+        first, second = rounds
+        slower = max(first[name]["seconds"] - second[name]["seconds"] for name in second)
+        compile_seconds = max(0.0, slower - slab_seconds * (new[0] - new[1]) / len(sites))
+    return StepCosts((total[1] - slab_seconds * new[1]) / (len(rounds[1]) * steps), slab_seconds, compile_seconds)
+
+
+def seen_slabs(site: SiteSetup, steps: int) -> int:
+    """Slabs of a site's pool that its first so many steps see; 0 for a recipe without ``[cache]``, which keeps nothing of them."""
+    model = site.model
+    if model.recipe.cache is None:
+        return 0
+    return min(steps * slabs_per_step(model.plans), model.recipe.cache.slabs_per_case * len(site.train_cases))
 
 
 def case_voxels(site: SiteSetup) -> list[int]:

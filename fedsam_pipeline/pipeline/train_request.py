@@ -55,6 +55,7 @@ class TrainRequest:
     val_every: int | None = None
     seed: int = 0
     device: str = "auto"
+    compiled: bool = False
     workers: int | None = None
     gpu_memory_target: float | None = None
     """GiB"""
@@ -168,7 +169,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     setups = []
     for name, members in groups.items():
         fold = results / preprocessed.name / run_place(recipe, request.plans_name, request, name, began)
-        machine = Machine(request.device, request.workers or min(len(members), usable_cores()), request.gpu_memory_target)
+        machine = Machine(request.device, request.workers or min(len(members), usable_cores()), request.gpu_memory_target, request.compiled)
         alone = replace(data, privacy_floor=1) if len(members) == 1 else data  # one site: nothing leaves it
         setup_of = partial(site_setup, data=alone, model=model, fold=fold, machine=machine)
         held_out = None

@@ -1,11 +1,16 @@
 """Many fingerprints into one: counts add exactly, moments by Chan's formula."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 
-from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.planning.grids import add_counts
+from fedsam_pipeline.errors import FedsamError, fault_list
+from fedsam_pipeline.planning.grids import INTENSITY_TREE, LINEAR_TREE, LOG_TREE, Tree, add_counts
 from fedsam_pipeline.specs.fingerprint import ChannelFingerprint, ClassFingerprint, Counts, Fingerprint, IntensityMoments
+
+MOST_CASES = 10**9
+"""of a site"""
+LARGEST = 3.5e38
+"""intensity: all numbers of single precision are smaller"""
 
 
 def merge_fingerprints(fingerprints: Mapping[str, Fingerprint]) -> Fingerprint:
@@ -15,10 +20,18 @@ def merge_fingerprints(fingerprints: Mapping[str, Fingerprint]) -> Fingerprint:
         fingerprints: by site.
 
     Raises:
-        FedsamError: no site, or sites that disagree on dataset, labels or channels.
+        FedsamError: no site, sites that disagree on dataset, labels or channels, or a fingerprint with numbers that no images give.
     """
     if not fingerprints:
         raise FedsamError("there is no fingerprint to merge", found="0 sites", expected="at least one", fix="add a site with cases")
+    for site, fingerprint in fingerprints.items():
+        if faults := list(_impossible(fingerprint)):
+            raise FedsamError(
+                f"the fingerprint of site {site} cannot be",
+                found=fault_list(faults, shown=5),
+                expected="counts on the grids of docs/formats.md, and moments of single-precision numbers",
+                fix="make it anew at that site: fedsam_plan_and_preprocess",
+            )
     sites = sorted(fingerprints)
     first = fingerprints[sites[0]]
     for site in sites[1:]:
@@ -37,6 +50,39 @@ def merge_fingerprints(fingerprints: Mapping[str, Fingerprint]) -> Fingerprint:
                 )
     members = [fingerprints[site] for site in sites]
     return pool_fingerprints(members)
+
+
+def _impossible(fingerprint: Fingerprint) -> Iterator[str]:
+    """What no images give: planning would have to compute with numbers of any size, and a fingerprint comes from another machine."""
+    cases = fingerprint.num_cases
+    if cases > MOST_CASES or fingerprint.num_sites > cases:
+        yield f"{cases} cases of {fingerprint.num_sites} sites"
+    if fingerprint.labels.get("background") != 0 or sorted(fingerprint.labels.values()) != list(range(len(fingerprint.labels))):
+        yield "labels that are not numbered from background, 0"
+    for name in ("spacing", "size", "extent"):
+        for axis, counts in enumerate(getattr(fingerprint, name)):
+            yield from _off_grid(f"{name}.{axis}", counts, LINEAR_TREE)
+            if (0, 0) in counts:
+                yield f"{name}.{axis}: images of no length"
+    yield from _off_grid("kept_fraction", fingerprint.kept_fraction, LINEAR_TREE)
+    for channel in fingerprint.channels:
+        moments = channel.moments
+        yield from _off_grid(f"the histogram of {channel.name}", channel.histogram, INTENSITY_TREE)
+        if moments.weight > cases or abs(moments.mean) > LARGEST or moments.m2 > moments.weight * (2 * LARGEST) ** 2:
+            yield f"moments of {channel.name}: {moments.weight} cases, mean {moments.mean:g}, squares {moments.m2:g}"
+    for name, measured in fingerprint.classes.items():
+        if measured.num_cases > cases:
+            yield f"{name}: {measured.num_cases} of {cases} cases"
+        yield from _off_grid(f"{name}: components", measured.components, LINEAR_TREE)
+        yield from _off_grid(f"{name}: volume_mm3", measured.volume_mm3, LOG_TREE)
+        for axis, counts in enumerate(measured.extent_mm):
+            yield from _off_grid(f"{name}: extent_mm.{axis}", counts, LOG_TREE)
+
+
+def _off_grid(name: str, counts: Counts, tree: Tree) -> Iterator[str]:
+    root = tree.bin((tree.depth, 0))
+    if off := next((each for each in counts if not root.low <= each.low <= each.high <= root.high), None):
+        yield f"{name}: a bin {off!s:.60} outside {root}"
 
 
 def pool_fingerprints(members: Sequence[Fingerprint]) -> Fingerprint:

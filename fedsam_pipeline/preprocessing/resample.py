@@ -76,8 +76,8 @@ def resample_labels(
 ) -> NDArray[Any]:
     """Resamples a label map (Z, Y, X) to ``size``; values and dtype are kept.
 
-    Order 1 interpolates each class's mask linearly and keeps, voxel by voxel, the class with the largest share (a running maximum, and
-    only where something other than background lies near). Ties go to the smaller label, so to ignored voxels (-1) before all. Order 0
+    Order 1 interpolates each class's mask linearly and keeps, voxel by voxel, the class with the largest share: a running maximum, for
+    each class in the box that it lies in. Ties go to the smaller label, so to ignored voxels (-1) before all. Order 0
     takes the nearest voxel. Where ``resample`` takes the nearest slice along the image's ``coarse_axis``, labels come from the same slice.
 
     Raises:
@@ -100,20 +100,22 @@ def resample_labels(
     near = _near(labels != common, steps)
     if any(not len(touched) for touched in near):  # all that is not background lies between the new voxels' centres
         return result
-    box = tuple(slice(int(touched[0]), int(touched[-1]) + 1) for touched in near)
-    steps = [(low[part], high[part], weight[part]) for (low, high, weight), part in zip(steps, box, strict=True)]
-    source = tuple(slice(int(low[0]), int(high[-1]) + 1) for low, high, _ in steps)
+    box, source, steps = _cut(steps, near)
     inside, found = labels[source], result[box]
-    best = torch.full(found.shape, -1.0)
-    for value in values:
-        share = torch.from_numpy((inside == value).astype(np.float32))
-        for axis, (low, high, weight) in enumerate(steps):
-            share = _between(share, axis, low - source[axis].start, high - source[axis].start, weight)
-        found[(share > best).numpy()] = value
-        torch.maximum(best, share, out=best)
+    best = _share(inside == values[0], steps)
+    found[...] = values[0]
+    for value in values[1:]:
+        mask = inside == value
+        near = _near(mask, steps)
+        if all(len(touched) for touched in near):  # elsewhere it has no share
+            box, source, own = _cut(steps, near)
+            share, largest = _share(mask[source], own), best[box]
+            found[box][(share > largest).numpy()] = value
+            torch.maximum(largest, share, out=largest)
     return result
 
 
+Box = tuple[slice, ...]
 Steps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """for each new voxel of an axis: the old voxel before its centre, the one after, and the weight of the latter"""
 
@@ -133,6 +135,25 @@ def _near(occupied: NDArray[np.bool_], steps: Sequence[Steps]) -> list[NDArray[n
         between = np.concatenate([[0], np.cumsum(planes)])
         near.append(np.flatnonzero(between[high + 1] > between[low]))
     return near
+
+
+def _cut(steps: Sequence[Steps], near: Sequence[NDArray[np.int64]]) -> tuple[Box, Box, list[Steps]]:
+    """The box of the new voxels from the first to the last of ``near``, that of the old ones that they need, and their steps in it."""
+    box = tuple(slice(int(touched[0]), int(touched[-1]) + 1) for touched in near)
+    source = tuple(slice(int(low[part][0]), int(high[part][-1]) + 1) for (low, high, _), part in zip(steps, box, strict=True))
+    inside = [
+        (low[part] - old.start, high[part] - old.start, weight[part])
+        for (low, high, weight), part, old in zip(steps, box, source, strict=True)
+    ]
+    return box, source, inside
+
+
+def _share(mask: NDArray[np.bool_], steps: Sequence[Steps]) -> torch.Tensor:
+    """What a mask (Z, Y, X) has of every new voxel, interpolated linearly along all axes."""
+    share = torch.from_numpy(mask.astype(np.float32))
+    for axis, (low, high, weight) in enumerate(steps):
+        share = _between(share, axis, low, high, weight)
+    return share
 
 
 def _between(volume: torch.Tensor, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float32]) -> torch.Tensor:

@@ -125,6 +125,16 @@ class AggregationRecipe(Document):
     """settings of the strategy and of the LoRA method; what is left out has the default in ``docs/aggregation.md``"""
 
 
+class CacheRecipe(Document):
+    """Training on a finite pool of augmented slabs, so that what the frozen first part of the encoder makes of each is computed once.
+
+    The pool is part of the method: without it every step draws slabs that were never seen before.
+    """
+
+    slabs_per_case: PositiveInt
+    """slabs that each training case contributes: cut, turned and augmented once, then seen again in every pass over the pool"""
+
+
 class Recipe(Document):
     """One method. ``auto`` values come from the plan."""
 
@@ -140,6 +150,8 @@ class Recipe(Document):
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe
     aggregation: AggregationRecipe
+    cache: CacheRecipe | None = Field(default=None, exclude_if=lambda value: value is None)
+    """left out of the document, and so of its hash, where there is none"""
 
     def injection_faults(self) -> Iterator[str]:
         """Patterns of tensors that only another table would make. What a model's tensors say is judged in ``model/manifest.py``."""

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
 MAX_ROTATION = math.radians(20)
+_global_generators = Lock()
+"""held by the thread that draws from numpy's and Python's global generators"""
 
 
 class SlabAugmentation:
@@ -82,12 +85,16 @@ class SlabAugmentation:
 
 @contextmanager
 def _global_generators_from(generator: np.random.Generator) -> Iterator[None]:
-    """Seeds numpy's and Python's global generators, both of which batchgenerators draws from, and puts them back as they were."""
-    numpy_before, python_before = np.random.get_state(), random.getstate()  # noqa: NPY002
-    np.random.seed(generator.integers(0, 2**32, size=4, dtype=np.uint32))  # noqa: NPY002
-    random.seed(int(generator.integers(0, 2**63)))
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_before)  # noqa: NPY002
-        random.setstate(python_before)
+    """Seeds numpy's and Python's global generators, both of which batchgenerators draws from, and puts them back as they were.
+
+    Slabs are cut by a thread beside the training step, and by one such thread at a time. Nothing else of ours draws from these generators.
+    """
+    with _global_generators:
+        numpy_before, python_before = np.random.get_state(), random.getstate()  # noqa: NPY002
+        np.random.seed(generator.integers(0, 2**32, size=4, dtype=np.uint32))  # noqa: NPY002
+        random.seed(int(generator.integers(0, 2**63)))
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_before)  # noqa: NPY002
+            random.setstate(python_before)

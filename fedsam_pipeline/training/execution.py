@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.cast_linear import CastLinear
 from fedsam_pipeline.model.recompute import encoder_blocks, set_recompute
 from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.preprocessing.budget import USABLE_SHARE, free_memory
@@ -83,7 +84,7 @@ def apply_execution(model: PromptFreeSam, execution: Execution) -> None:
 
 def probe_image_bytes(model: PromptFreeSam, device: torch.device, dtype: torch.dtype | None, *, recompute: bool) -> int:
     """Memory of one image in a training step, bytes: one forward and backward pass on an empty image, or on the slab that it belongs to
-    where slices mix, divided by its slices; weights and gradients stay.
+    where slices mix, divided by its slices; weights, their casts and gradients stay.
 
     On a GPU it is the allocator's peak above what was allocated before. On the CPU it is ``WORKSPACE`` times what autograd keeps, with
     gradient checkpointing plus the largest block, which the backward pass computes again: the same number on every run.
@@ -93,6 +94,8 @@ def probe_image_bytes(model: PromptFreeSam, device: torch.device, dtype: torch.d
         device, dtype: where it is, and autocast's type.
         recompute: whether encoder blocks are checkpointed.
     """
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        model(_empty_images(model, device))  # frozen weights are cast once, and no image pays for them
     if device.type == "cuda":
         set_recompute(model, recompute)
         torch.cuda.reset_peak_memory_stats(device)
@@ -107,10 +110,15 @@ def probe_image_bytes(model: PromptFreeSam, device: torch.device, dtype: torch.d
     return int(kept * WORKSPACE) // model.slices_together
 
 
+def _empty_images(model: PromptFreeSam, device: torch.device) -> Tensor:
+    return torch.zeros(model.slices_together, 3, model.image_size, model.image_size, device=device)
+
+
 def _probe(model: PromptFreeSam, device: torch.device, dtype: torch.dtype | None) -> tuple[int, int]:
     """One step on empty images: bytes that autograd kept, and the most that one encoder block added to them."""
-    image = torch.zeros(model.slices_together, 3, model.image_size, model.image_size, device=device)
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    image = _empty_images(model, device)
+    casts = [cast for module in model.modules() if isinstance(module, CastLinear) for cast in module.kept_casts]
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), *casts)}
     kept: dict[int, torch.UntypedStorage] = {}  # by address, held so that none is given away twice: the same count on every run
     entered: list[int] = []
     added = [0]

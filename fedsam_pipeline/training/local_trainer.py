@@ -3,20 +3,26 @@
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedsam_pipeline.model.build import AdaptedModel
 from fedsam_pipeline.model.device import autocast_dtype
+from fedsam_pipeline.model.encoder_split import EncoderSplit
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.specs.plans import Plans
 from fedsam_pipeline.specs.recipe import Recipe
+from fedsam_pipeline.training.feature_pool import FeatureLoader, PooledLoader
 from fedsam_pipeline.training.loss import segmentation_loss
+from fedsam_pipeline.training.prefetch import prefetched
 from fedsam_pipeline.training.proximal import proximal_term
 from fedsam_pipeline.training.schedule import learning_rate
 from fedsam_pipeline.training.slab_loader import Batch, SlabLoader
 
+Encode = Callable[[Tensor], Tensor]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -39,7 +45,7 @@ class RoundResult:
     last_learning_rate: float
     seconds: float
     data_seconds: float
-    """of them, waiting for slabs"""
+    """of them, waiting for slabs, and computing features that are kept"""
 
 
 class TrainingDiverged(RuntimeError):
@@ -57,6 +63,8 @@ class LocalTrainer:
         device: where the model is.
         micro_batch: images that go through the network at once, whole slabs where slices mix; ``None``: all of a step. Gradients are
             those of the whole batch.
+        feature_folder: where a recipe with ``[cache]`` keeps what the frozen part of the encoder makes of its pool of slabs; ``None``
+            computes it anew at every step.
     """
 
     def __init__(
@@ -68,8 +76,10 @@ class LocalTrainer:
         device: torch.device,
         *,
         micro_batch: int | None = None,
+        feature_folder: Path | None = None,
     ) -> None:
-        self._adapted, self._loader, self._recipe, self._device = adapted, loader, recipe, device
+        self._adapted, self._plans, self._recipe, self._device = adapted, plans, recipe, device
+        self._slabs, self._feature_folder = loader, feature_folder
         self._autocast = autocast_dtype(device)
         self._micro_batch = micro_batch or plans.training.effective_batch
         parameters = dict(adapted.model.named_parameters())
@@ -127,38 +137,55 @@ class LocalTrainer:
         received = {name: p.detach().clone() for name, p in self._parameters.items() if name in federated} if proximal_mu else {}
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(name not in frozen)
-        total, rate, waited = 0.0, 0.0, 0.0
+        total, rate = 0.0, 0.0
         started = time.perf_counter()
-        for step in range(schedule.local_steps):
-            before = time.perf_counter()
-            batch = self._loader.batch(schedule.seed, round_number, site, step)
-            waited += time.perf_counter() - before
-            rate = learning_rate(
-                schedule.peak_learning_rate,
-                self._recipe.schedule,
-                round_number=round_number,
-                step=step,
-                rounds=schedule.rounds,
-                local_steps=schedule.local_steps,
-            )
-            total += self._step(batch, rate, received, proximal_mu)
-            if on_step is not None:
-                on_step(step)
+        loader, encode = self._source
+        batch_of = loader.of_round(schedule.seed, round_number, site, schedule.local_steps)
+        pinned = self._device.type == "cuda"
+        with prefetched(lambda step: batch_of(step).pinned() if pinned else batch_of(step), schedule.local_steps) as batches:
+            waited = time.perf_counter() - started
+            for step in range(schedule.local_steps):
+                before = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - before
+                rate = learning_rate(
+                    schedule.peak_learning_rate,
+                    self._recipe.schedule,
+                    round_number=round_number,
+                    step=step,
+                    rounds=schedule.rounds,
+                    local_steps=schedule.local_steps,
+                )
+                total += self._step(batch, encode, rate, received, proximal_mu)
+                if on_step is not None:
+                    on_step(step)
         model.eval()
         for parameter in self._parameters.values():
             parameter.requires_grad_()
         return RoundResult(total / schedule.local_steps, rate, time.perf_counter() - started, waited)
 
-    def _step(self, batch: Batch, rate: float, received: dict[str, Tensor], proximal_mu: float) -> float:
+    @cached_property
+    def _source(self) -> tuple[SlabLoader | PooledLoader | FeatureLoader, Encode]:
+        """Where batches come from, and what makes embeddings of their images."""
+        cache, encode = self._recipe.cache, self._adapted.model.encode
+        if cache is None:
+            return self._slabs, encode
+        if self._feature_folder is None:
+            return PooledLoader(self._slabs, cache), encode
+        split = EncoderSplit(self._adapted.model, self._adapted.manifest.trained_names)
+        loader = FeatureLoader(self._slabs, cache, split, self._plans, self._feature_folder, self._device, self._autocast)
+        return loader, split.after
+
+    def _step(self, batch: Batch, encode: Encode, rate: float, received: dict[str, Tensor], proximal_mu: float) -> float:
         """One optimizer step, pulled towards ``received`` where there is any; the loss before it, without the pull."""
-        labels = batch.labels.to(self._device)
-        annotated = None if batch.annotated is None else batch.annotated.to(self._device)
-        parts = self._parts(batch)
+        labels = batch.labels.to(self._device, non_blocking=True)
+        annotated = None if batch.annotated is None else batch.annotated.to(self._device, non_blocking=True)
+        parts = [partial(self._forward, encode, images, prompts) for images, prompts in self._parts(batch)]
         if len(parts) == 1:
-            logits = self._forward(*parts[0])
+            logits = parts[0]()
         else:  # what the loss needs of the whole batch are its logits; the parts are computed again one by one for their gradients
             with torch.no_grad():
-                logits = torch.cat([self._forward(*part) for part in parts])
+                logits = torch.cat([forward() for forward in parts])
             logits.requires_grad_()
         loss = segmentation_loss(logits, labels, self._recipe.loss, annotated)
         value = loss.item()
@@ -168,8 +195,8 @@ class LocalTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
         if len(parts) > 1:
             assert logits.grad is not None
-            for part, gradient in zip(parts, logits.grad.split(self._micro_batch), strict=True):  # type: ignore[no-untyped-call]
-                self._forward(*part).backward(gradient)  # type: ignore[no-untyped-call]
+            for forward, gradient in zip(parts, logits.grad.split(self._micro_batch), strict=True):  # type: ignore[no-untyped-call]
+                forward().backward(gradient)  # type: ignore[no-untyped-call]
         if received:
             proximal_term(self._parameters, received, proximal_mu).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.optimizer.gradient_clip)
@@ -179,13 +206,13 @@ class LocalTrainer:
         return value
 
     def _parts(self, batch: Batch) -> list[tuple[Tensor, Prompts | None]]:
-        """What goes through the network at once: images (N, 3, H, W) with their prompts."""
-        images = batch.images.to(self._device)
+        """What goes through the network at once: images (N, 3, H, W), or features of them, with their prompts."""
+        images = batch.images.to(self._device, non_blocking=True)
         prompts = None if batch.prompts is None else batch.prompts.to(self._device)
         rows = (slice(at, at + self._micro_batch) for at in range(0, len(images), self._micro_batch))
         return [(images[part], None if prompts is None else prompts.rows(part)) for part in rows]
 
-    def _forward(self, images: Tensor, prompts: Prompts | None) -> Tensor:
-        """Logits (N, K, H, W) of normalized images (N, 3, H, W)."""
+    def _forward(self, encode: Encode, images: Tensor, prompts: Prompts | None) -> Tensor:
+        """Logits (N, K, H, W) of what ``encode`` takes."""
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            return self._adapted.model(images, prompts)  # type: ignore[no-any-return]
+            return self._adapted.model.decode(encode(images), prompts)

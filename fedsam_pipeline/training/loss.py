@@ -46,9 +46,10 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, classes: Tensor | None = None
     """
     probabilities = logits.float().softmax(dim=1)
     kept = labels != IGNORE
-    one_hot = functional.one_hot(labels.where(kept, 0), logits.shape[1]).permute(0, 3, 1, 2)
+    numbers = torch.arange(logits.shape[1], device=labels.device)
+    one_hot = labels[:, None] == numbers[:, None, None]  # of one byte an entry; ignored voxels are of no class
     if not kept.all():
-        probabilities, one_hot = probabilities * kept[:, None], one_hot * kept[:, None]
+        probabilities = probabilities * kept[:, None]
     axes = (0, 2, 3)
     overlap = (probabilities * one_hot).sum(axes)
     total = probabilities.sum(axes) + one_hot.sum(axes)

@@ -88,6 +88,7 @@ def test_the_run_is_recorded_as_done(mission: Mission) -> None:
     assert {"python", "torch", "flwr", "fedsam-pipeline"} <= state["versions"].keys()
     lines = [json.loads(line) for line in (mission.folder / FOLD / "progress.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["event"], line["round"]) for line in lines] == [("round", 1), ("round", 2), ("final", 2)]
+    assert lines[-1]["refused"] == state["final"]["refused"] == {}
     assert lines[-1]["dice"] == mission.json(FOLD / "validation" / "summary.json")["dice"] == state["final"]["dice"]
     assert "dataset Dataset001_Demo" in mission.trained and "Dice" in mission.trained
 

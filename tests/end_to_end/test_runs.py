@@ -45,6 +45,38 @@ def scored_sites(planned: Path) -> list[str]:
     return sorted(site for site, cases in sites.items() if set(cases) & set(val))
 
 
+def test_a_run_tells_what_the_federation_cost(uninterrupted: Path) -> None:
+    state = json.loads((uninterrupted / FOLD / "run.json").read_text(encoding="utf-8"))
+    timing = state["timing"]
+    assert timing["first_round"] == 1
+    assert 0 < timing["schedule_seconds"] <= timing["site_seconds"] <= state["workers"] * timing["schedule_seconds"] * (1 + 1e-9)
+    assert timing["overhead"] == pytest.approx(timing["seconds"] / timing["schedule_seconds"])
+    assert timing["overhead"] > 1 and timing["start_up_seconds"] > 0
+    assert state["server_peak_memory_bytes"] > 50 << 20
+    lines = [json.loads(line) for line in (uninterrupted / FOLD / "progress.jsonl").read_text(encoding="utf-8").splitlines()]
+    for site in (site for line in lines if line["event"] == "round" for site in line["sites"].values()):
+        assert site["busy_seconds"] >= site["seconds"] + site["validation_seconds"]
+
+
+@pytest.mark.parametrize("protocol", ["federated", "local"])
+def test_a_dry_run_estimates_the_bytes_of_the_run_and_writes_nothing(planned: Path, uninterrupted: Path, protocol: str) -> None:
+    before = sorted(planned.rglob("*"))
+    text = run(planned, f"fedsam_train_federated {FLAGS} --dry_run --protocol {protocol}")
+    assert sorted(planned.rglob("*")) == before
+    rows = {line[:16].strip(): line[16:].split() for line in text.splitlines() if line[:1].isalpha()}
+    a_round, in_all = (float(rows["time"][at]) * {"s": 1, "min": 60}[rows["time"][at + 1]] for at in (0, 2))
+    assert in_all > a_round > 0
+    assert rows["memory"][1] in ("MB", "GB") and rows["memory"][2] in ("2", "1")
+    if protocol == "local":
+        assert "3 runs of 4 rounds" in text
+        return
+    traffic = json.loads((uninterrupted / FOLD / "communication.json").read_text(encoding="utf-8"))["rounds"]
+    units = {"kB": 1e3, "MB": 1e6}
+    for name, way in (("from the sites", "up"), ("to the sites", "down")):
+        true = sum(site[way]["bytes_message"] for entry in traffic for site in entry["sites"].values())
+        assert float(rows[name][2]) * units[rows[name][3]] == pytest.approx(true, rel=0.3)
+
+
 def builds(run_folder: Path) -> dict[str, int]:
     """How often a base model was built, by the site whose message caused it."""
     logs = sorted(run_folder.glob("fold_0/sites/*/logs/site.log"))

@@ -59,6 +59,9 @@ FLAGS = {
         *("--workers", "-gpu_memory_target", "--overwrite"),
     ),
     "fedsam_find_best_configuration": ("-d", "-p", "-f", "-m", "--disable_ensembling", "--privacy_floor", "-device", "--workers"),
+    "fedsam_site_kit": ("init", "place", "key", "renew"),
+    "fedsam_doctor": ("-d", "--kit", "--json"),
+    "fedsam_audit": ("verify", "show"),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")
@@ -283,6 +286,13 @@ def test_a_run_cannot_be_continued_with_other_settings(interrupted: Path, capsys
     text = error_of(train_federated.main, ["--c", "--rounds", "9", "--local_steps", "7"], capsys)
     assert "the run cannot be continued with other settings" in text
     assert "rounds 2; local_steps" in text and "rounds 9; local_steps 7" in text
+    assert (interrupted / "run.json").read_bytes() == before
+
+
+def test_an_estimate_is_of_a_whole_run(interrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (interrupted / "run.json").read_bytes()
+    text = error_of(train_federated.main, ["--dry_run", "--c"], capsys)
+    assert "the estimate is of a whole run" in text and "leave --c out" in text
     assert (interrupted / "run.json").read_bytes() == before
 
 

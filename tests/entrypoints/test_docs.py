@@ -7,12 +7,15 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+import typer.main
+from flwr.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-PLACEHOLDERS = {"LAYOUT": "msd", "NUMBER": "7", "N": "7"}
+PLACEHOLDERS = {"LAYOUT": "msd", "NUMBER": "7", "N": "7", "HOST:PORT": "localhost:8000"}
 """words in capitals that stand for a value of a certain kind; any other may stay as it is"""
 
 
@@ -57,6 +60,20 @@ def test_quoted_flags_exist(page: Path) -> None:
     known = {flag for script in SCRIPTS for flag in flags_of(parser_of(script))}
     quoted = {word for words in quotations(page) if words[0].startswith("-") for word in words if re.fullmatch(r"--?[a-z_]+", word)}
     assert quoted <= known
+
+
+def test_quoted_lines_of_flower_exist() -> None:
+    """``flwr``'s subcommands and their arguments, judged by Flower's own parser. The SuperLink's and SuperNode's lines stand in the kit."""
+    flwr = typer.main.get_command(app)
+    found = [words for page in PAGES for words in quotations(page) if words[0] == "flwr" and len(words) > 1]
+    assert ["flwr", "supernode", "list", "hospitals"] in found
+    for _, *words in found:
+        command, context = flwr, click.Context(flwr)
+        while isinstance(command, click.Group):
+            name, chosen, words = command.resolve_command(context, words)
+            assert chosen is not None
+            command, context = chosen, click.Context(chosen, parent=context, info_name=name)
+        command.make_parser(context).parse_args(list(words))
 
 
 def test_the_readme_has_a_line_for_every_command() -> None:

@@ -16,10 +16,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from fedsam_pipeline.federation.codec.coding import Encoded, ReferenceMissing, decode, encode
 from fedsam_pipeline.federation.codec.downlink import Downlink
-from fedsam_pipeline.federation.codec.payload import Header, pack, state_digest, unpack
+from fedsam_pipeline.federation.codec.payload import Header, pack, state_digest, told_names, unpack
 from fedsam_pipeline.federation.codec.wires import WIRES, body_size, to_bytes
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.specs.manifest import Manifest, TensorEntry, Wire
+from tests.mutations import changed_once
 
 State = dict[str, torch.Tensor]
 LARGEST = float(np.finfo(np.float32).max)
@@ -279,6 +280,32 @@ def test_headers_of_another_make_are_refused(change: dict[str, Any]) -> None:
     head = zlib.compress(json.dumps(json.loads(header().model_dump_json()) | change).encode())
     with pytest.raises(UpdateRefused, match=r"the payload's header has [12] faults"):
         decode(b"FSC1" + struct.pack(">I", len(head)) + head + zlib.compress(bytes(52)), REFERENCE, MANIFEST)
+
+
+def sent(head: object) -> bytes:
+    deflated = zlib.compress(json.dumps(head).encode())
+    return b"FSC1" + struct.pack(">I", len(deflated)) + deflated + zlib.compress(bytes(52))
+
+
+def test_junk_anywhere_in_a_header_is_refused() -> None:
+    honest = json.loads(header().model_dump_json())
+    for where, changed in changed_once(honest):
+        try:
+            decode(sent(changed), REFERENCE, MANIFEST)
+        except UpdateRefused as error:
+            assert len(str(error)) < 400, where
+        else:
+            raise AssertionError(where)
+        with suppress(UpdateRefused):
+            assert all(isinstance(name, str) for name in told_names(sent(changed)))
+
+
+@given(st.binary(max_size=60))
+def test_names_are_told_of_anything_or_it_is_refused(content: bytes) -> None:
+    assert told_names(encode(STATE, REFERENCE, "fp32", {}).payload) == ["a", "b"]
+    for payload in (content, b"FSC1" + content, sent([content.hex()])):
+        with pytest.raises(UpdateRefused):
+            told_names(payload)
 
 
 def test_tensors_that_stay_at_their_site_do_not_come() -> None:

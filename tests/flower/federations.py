@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.flower.aggregator import Aggregator
@@ -69,11 +70,14 @@ class Federation:
         self.records: list[RoundRecord] = []
         self.adapted = model(recipe)
         self.checkpoints = CheckpointSeries(folder / "checkpoints", "round_")
+        self.heads = AuditHeads(folder)
         self.wire = wire
-        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), len(self.setups), ("organ", "lesion"), wire=wire)
+        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), tuple(sites), ("organ", "lesion"), wire=wire)
         downlink = Downlink(wire, start(self.adapted))
         self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, len(self.setups))
-        self.loop = RoundLoop(self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append)
+        self.loop = RoundLoop(
+            self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append, self.heads
+        )
 
     def run(self, rounds_done: int = 0) -> dict[str, torch.Tensor]:
         tensors = start(self.adapted)

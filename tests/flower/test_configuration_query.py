@@ -1,9 +1,11 @@
 """Asking sites for sums: honest ones are read, the others are refused by name, and no text of an exception crosses."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from flwr.app import ConfigRecord
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.dice_sums import Cell, DiceSums
+from fedsam_pipeline.federation.audit_chain import START, Head
+from fedsam_pipeline.federation.audit_heads import HEADS_FILE, AuditHeads
 from fedsam_pipeline.flower.configuration_query import QUERY_ID, Question, ask_sites, make_query_app
-from fedsam_pipeline.flower.messages import CONFIG, QUERY_CONFIGURATIONS, SUMS
+from fedsam_pipeline.flower.messages import AUDIT_HEAD, AUDIT_PREVIOUS, CONFIG, QUERY_CONFIGURATIONS, SUMS
 from tests.flower.grids import DirectGrid
 
 TOLD = DiceSums({"lora": {"liver": Cell(4.0, 6)}, "lora + decoder": {"liver": Cell(4.5, 6)}})
@@ -48,7 +52,21 @@ def asked(*sites: Site, change: Callable[[ConfigRecord], None] | None = None) ->
             return replies
 
         grid.pull_messages = changed  # type: ignore[method-assign]
-    return *ask_sites(grid, QUESTION, threading.Event()), grid
+    return *ask_sites(grid, QUESTION, AuditHeads(sites[0].state_folder.parent), threading.Event()), grid
+
+
+def test_a_claim_to_be_another_spoils_no_later_question(tmp_path: Path) -> None:
+    sites = Site("site_a", tmp_path / "a"), Site("site_b", tmp_path / "b")
+
+    def lie(config: ConfigRecord) -> None:
+        config["site"], config[AUDIT_HEAD], config[AUDIT_PREVIOUS] = "site_a", str(Head(9_999_999_999, "e" * 64)), str(START)
+
+    _, refused, _ = asked(*sites, change=lie)
+    assert list(refused.values()) == ["two nodes answer for site_a"]
+    assert not (tmp_path / HEADS_FILE).exists()
+    for _ in range(2):
+        told, refused, _ = asked(*sites)
+        assert told.keys() == {"site_a", "site_b"} and not refused
 
 
 def test_every_site_is_asked_once(tmp_path: Path) -> None:
@@ -92,3 +110,13 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path, change: Callable[[Confi
     told, refused, _ = asked(Site("site_a", tmp_path / "a"), Site("site_b", tmp_path / "b"), change=change)
     assert len(told) == 1 and len(refused) == 1
     assert words in next(iter(refused.values()))
+
+
+def test_sums_nested_to_any_depth_are_refused(tmp_path: Path) -> None:
+    """Near the interpreter's limit they could be read, and not be shown."""
+    for depth in (90, 200, sys.getrecursionlimit() - 60, sys.getrecursionlimit() * 10):
+        nested = json.dumps({name: {"liver": 1} for name in QUESTION.configurations}).replace("1", "[" * depth + "]" * depth)
+        told, refused, _ = asked(
+            Site("site_a", tmp_path / "a"), Site("site_b", tmp_path / "b"), change=partial(ConfigRecord.update, **{SUMS: nested})
+        )
+        assert len(told) == len(refused) == 1

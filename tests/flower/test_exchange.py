@@ -1,6 +1,7 @@
 """Messages out and answers in: how many are out at once, in which order, and what is left of an answer that was taken in."""
 
 import threading
+import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message, RecordDict
+from ray import cloudpickle
 
 from fedsam_pipeline.federation.streaming import WeightedMean
+from fedsam_pipeline.flower.client_app import make_client_app
 from fedsam_pipeline.flower.exchange import answers
-from tests.flower.federations import Federation, assert_equal
+from fedsam_pipeline.flower.site_worker import worker_model
+from tests.flower.federations import Federation, assert_equal, setups
 from tests.flower.grids import DirectGrid
 
 MANY = {f"site_{number:02d}": 1 for number in range(6)}
@@ -79,11 +83,11 @@ def test_no_more_answers_are_in_memory_than_sites_are_asked_at_once(tmp_path: Pa
 
 def test_sites_that_took_longest_are_asked_first(tmp_path: Path) -> None:
     federation = windowed(tmp_path, 1)
-    federation.loop._took = {node: float(node % 3) for node in range(1, 7)}
+    federation.loop._took = {1: 3.0, 2: 6.0, 3: 1.0, 4: 2.0, 5: 5.0, 6: 4.0}
     federation.loop._round(federation_start(federation), 1)
     assert isinstance(federation.grid, ForgetfulGrid)
     asked = [node for nodes in federation.grid.pushed for node in nodes]
-    assert asked == [2, 5, 1, 4, 3, 6]
+    assert asked == [2, 5, 6, 1, 4, 3]
 
 
 def federation_start(federation: Federation) -> dict[str, torch.Tensor]:
@@ -92,9 +96,41 @@ def federation_start(federation: Federation) -> dict[str, torch.Tensor]:
     return {entry.name: trained[entry.name].clone() for entry in federation.adapted.manifest.federated}
 
 
+def test_no_weights_go_to_a_worker_with_a_message(tmp_path: Path) -> None:
+    sites = setups(tmp_path)
+    adapted, _ = worker_model(sites[0])
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
+    app = make_client_app(lambda context: sites[int(context.node_config["partition-id"])])
+    assert len(cloudpickle.dumps(app)) < weights / 4  # type: ignore[no-untyped-call]
+
+
 def test_answers_end_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = Federation(tmp_path)
     monkeypatch.setattr(federation.grid, "push_messages", lambda messages: [f"m{m.metadata.dst_node_id}" for m in messages])
     message = Message(RecordDict(), dst_node_id=1, message_type="train.round")
     assert list(answers(federation.grid, [message], 0.1, threading.Event(), window=1)) == []
     assert list(answers(federation.grid, [], None, threading.Event(), window=1)) == []
+
+
+def asks(nodes: Iterable[int]) -> list[Message]:
+    return [Message(RecordDict(), dst_node_id=node, message_type="train.round") for node in nodes]
+
+
+def test_a_node_that_never_answers_gives_its_place_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Federation(tmp_path).grid
+    pull = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: pull(set(ids) - {"m1"}))
+    found = [message.metadata.src_node_id for message in answers(grid, asks([1, 2, 3]), 0.2, threading.Event(), window=1)]
+    assert found == [2, 3]
+    assert [message.metadata.dst_node_id for message in grid.sent] == [1, 2, 3]
+
+
+def test_an_answer_that_came_while_the_caller_was_at_work_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Federation(tmp_path).grid
+    pull = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: list(pull(ids))[:1])
+    found = []
+    for message in answers(grid, asks([1, 2]), 0.1, threading.Event()):
+        found.append(message.metadata.src_node_id)
+        time.sleep(0.15)
+    assert sorted(found) == [1, 2]

@@ -2,17 +2,22 @@
 
 import io
 import pickle
+import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.messages import CONFIG, PAYLOAD, from_arrays, from_record, to_record
 from fedsam_pipeline.flower.replies import SiteFailed
 from tests.flower.federations import Federation
+from tests.mutations import mutated_bytes
 
 
 class Trap:
@@ -62,6 +67,9 @@ HOSTILE = {
     "bad type": described("(8,)", "'|q99'"),
     "damaged archive": b"PK\x03\x04" + 40 * b"x",
     "archive": archive(),
+    "more than the message": described(f"({1 << 36},)"),
+    "nothing, many times": described(f"({1 << 60},)", "'|V0'"),
+    "letters": described("(1,)", "'<U2'"),
     "another type": described("(1,)", "'<f8'"),
     "another shape": described("(2, 4)"),
     "no axis": described("()"),
@@ -76,6 +84,28 @@ def record(data: bytes, stype: str = "numpy.ndarray") -> ArrayRecord:
 def test_hostile_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(UpdateRefused):
         from_record(record(data))
+
+
+@pytest.mark.parametrize("key", ["more than the message", "nothing, many times", "more than any memory", "letters"])
+def test_nothing_is_allocated_that_did_not_come(key: str) -> None:
+    tracemalloc.start()
+    try:
+        for read in (from_record, from_arrays):
+            with pytest.raises(UpdateRefused):
+                read(record(HOSTILE[key]))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_changed_bytes_of_an_array_are_refused_or_read(data: st.DataObject) -> None:
+    changed = data.draw(mutated_bytes(described("(8,)")))
+    with suppress(UpdateRefused):
+        assert len(from_record(record(changed))) <= len(changed)
+    with suppress(UpdateRefused):
+        assert all(array.nbytes <= len(changed) for array in from_arrays(record(changed)).values())
 
 
 def test_another_serialization_is_refused() -> None:

@@ -15,9 +15,10 @@ from fedsam_pipeline.federation.codec.coding import decode
 from fedsam_pipeline.federation.codec.payload import unpack
 from fedsam_pipeline.flower import client_app
 from fedsam_pipeline.flower.exchange import RunStopped
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, PAYLOAD, from_record
+from fedsam_pipeline.flower.messages import AUDIT_HEAD, AUDIT_PREVIOUS, CONFIG, METRICS, PAYLOAD, from_record
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
+from fedsam_pipeline.model import compilation
 from fedsam_pipeline.model.build import build_adapted
 from fedsam_pipeline.model.trained_files import load_tensors
 from fedsam_pipeline.preprocessing.store import CaseStore
@@ -174,6 +175,17 @@ def test_each_machine_notes_how_it_carries_out_a_step_and_parts_of_it_train_the_
     assert Execution.load(divided.setups[0].execution_file).micro_batch == 1
 
 
+def test_a_site_that_compiles_its_encoder_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")  # traced, but not put into C++
+    updates = []
+    for compiled in (False, True):
+        worker = SiteWorker(replace(setups(tmp_path / str(compiled))[0], compiled=compiled))
+        worker.take(worker.held(0), {})
+        updates.append(worker.train(SCHEDULE, 1)[0].decoded)
+    for name, tensor in updates[0].items():
+        torch.testing.assert_close(updates[1][name], tensor, rtol=0.05, atol=5e-3)  # bfloat16 where the machine has it
+
+
 def test_a_site_refuses_a_plan_it_did_not_agree_to(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
     federation.loop._plan.agreement["plan_sha256"] = "f" * 64
@@ -195,7 +207,7 @@ def test_a_failure_tells_the_wire_nothing_but_a_code(tmp_path: Path) -> None:
     with pytest.raises(SiteFailed, match="site_b reports bad_input"):
         federation.run()
     reply = next(m for m in federation.grid.received if m.content.config_records[CONFIG]["site"] == "site_b")
-    assert set(reply.content.config_records[CONFIG]) == {"site", "failure", "failure_id"}
+    assert set(reply.content.config_records[CONFIG]) == {"site", "failure", "failure_id", AUDIT_HEAD, AUDIT_PREVIOUS}
     everything = str(dict(reply.content.config_records[CONFIG]))
     assert "site_b_0" not in everything
     assert str(tmp_path) not in everything

@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 
 from fedsam_pipeline.inference.agreement import Agreement
 from fedsam_pipeline.inference.predictor import Predictor
+from fedsam_pipeline.inference.prompts import VolumePrompt
+from fedsam_pipeline.model.build import build_planned
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.preprocessing.slabs import encoder_inputs, read_slab
 from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import load_recipe
+from tests.conftest import make_tiny_plans
 from tests.inference.plans_for_tests import MixingModel, PixelwiseModel, make_plans
 
 
@@ -182,3 +186,64 @@ def test_mirrored_images_of_a_pixelwise_model_agree(model_class: type[PixelwiseM
     )
     list(predictor.stream_case(_image(1, 6, 19, 11), mirrors=mirrors))
     assert all(value is None or value == pytest.approx(1) for value in mirrors.dice())
+
+
+@given(
+    runs=st.lists(st.integers(0, 1), min_size=1, max_size=14),
+    air=st.integers(0, 15),
+    batch=st.integers(2, 16),
+    axes=st.sampled_from([(), (2,), (0, 1)]),
+    neighbours=st.booleans(),
+    mixing=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_equal_slices_have_the_answers_they_have_alone(
+    runs: list[int], air: int, batch: int, axes: tuple[int, ...], neighbours: bool, mixing: bool
+) -> None:
+    image = _image(1, 15, 9, 15)[:, np.cumsum(runs)]  # a slice is a new one where runs has a 1
+    image[..., :air] = -1.5
+    plans = make_plans() if neighbours else make_plans(encoder_inputs=[[{"channel": 0, "offset": 0}]] * 3)
+    shared, plain = ((MixingModel if mixing else PixelwiseModel)().eval() for _ in range(2))
+    found = Predictor(shared, plans, batch_slices=batch, mirror_axes=axes).predict_case(image)
+    expected = Predictor(plain, plans, batch_slices=1, mirror_axes=axes).predict_case(image)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert shared.encoded_slices <= plain.encoded_slices
+
+
+def test_slices_without_tissue_are_one_slice_to_the_model() -> None:
+    model, image = PixelwiseModel().eval(), _image(1, 12, 8, 8)
+    image[:, :5] = -1.5
+    image[:, 9:] = 0.25
+    found = Predictor(model, make_plans(), batch_slices=12).predict_case(image)
+    np.testing.assert_allclose(found, _expected(model, image, make_plans()), atol=1e-6)
+    assert model.batches == [8]  # 0-3 see air alone, 4 sees tissue below; 5-8 are tissue; 9 sees it above, 10-11 do not
+
+
+def test_slices_that_are_prompted_are_decoded_by_themselves() -> None:
+    model, image = PixelwiseModel().eval(), np.zeros((1, 6, 8, 8), np.float32)
+    asked = [VolumePrompt("box", 1, (2, 1, 1), (2, 6, 6), own_slice_only=True)]
+    Predictor(model, make_plans(prompts={"mode": "box", "jitter_mm": 0.0, "dropout": 0.0})).predict_case(image, prompts=asked)
+    assert model.batches == [1]
+    (prompts,) = model.prompts
+    assert prompts is not None and prompts.classes.any(dim=1).tolist() == [False, True, False]  # 0-1, 2, 3-5
+
+
+def test_the_tiny_model_answers_empty_slices_as_it_does_alone() -> None:
+    plans = make_tiny_plans()
+    model = build_planned(plans, load_recipe("flap_sam"), rank=2, weights=None).model.eval()
+    image = _image(1, 13, *plans.window)
+    image[:, :6] = image.min()
+    found = Predictor(model, plans).predict_case(image)
+    np.testing.assert_allclose(found, Predictor(model, plans, batch_slices=1).predict_case(image), atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("model_class", [PixelwiseModel, MixingModel])
+def test_a_gpu_answers_as_the_cpu_does(model_class: type[PixelwiseModel]) -> None:
+    image = _image(1, 21, 19, 12)
+    image[:, 4:7] = 0.5
+    on_gpu = model_class().eval()
+    on_gpu.weights = on_gpu.weights.cuda()
+    found = Predictor(on_gpu, make_plans(), "cuda", batch_slices=4, mirror_axes=(1, 2)).predict_case(image)
+    expected = Predictor(model_class().eval(), make_plans(), batch_slices=4, mirror_axes=(1, 2)).predict_case(image)
+    np.testing.assert_allclose(found, expected, atol=1e-3)

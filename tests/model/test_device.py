@@ -10,8 +10,20 @@ from fedsam_pipeline.model.device import autocast_dtype, choose_device
 @pytest.mark.parametrize(("there", "chosen"), [(True, "cuda"), (False, "cpu")])
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, there: bool, chosen: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
     assert choose_device("auto").type == chosen
     assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("name", "precision"), [("cuda", "high"), ("cpu", "highest")])
+def test_tf32_is_used_on_a_gpu_and_changes_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = ["highest"]
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    choose_device(name)
+    assert asked[-1] == precision
+    assert torch.backends.cudnn.allow_tf32 is (name == "cuda")
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

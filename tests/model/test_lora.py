@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedsam_pipeline.model.injection import fused_rows, inject_lora, lora_faults
-from fedsam_pipeline.model.lora import LoRALinear, lora_layers, merge_lora, unmerge_lora
+from fedsam_pipeline.model.lora import LoRALinear, lora_layers, merge_lora, merged_lora, unmerge_lora
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.sam import PromptFreeSam
 from fedsam_pipeline.model.tiny_vit import WindowAttention
@@ -48,6 +48,21 @@ def test_merge_and_unmerge_agree_and_are_idempotent() -> None:
     unmerge_lora(made)
     unmerge_lora(made)
     torch.testing.assert_close(made.weight.data, base, rtol=1e-6, atol=1e-6)
+
+
+def test_what_was_merged_for_a_while_is_bit_for_bit_the_old_layer_afterwards() -> None:
+    made, x = layer(trained=True), torch.randn(5, 6)
+    base, plain = made.weight.detach().clone(), made(x)
+    with pytest.raises(RuntimeError, match="half-way"), merged_lora(made):
+        assert made.merged
+        torch.testing.assert_close(made(x), plain, rtol=1e-5, atol=1e-5)
+        raise RuntimeError("half-way")
+    assert not made.merged and torch.equal(made.weight, base) and torch.equal(made(x), plain)
+    merge_lora(made)
+    merged = made.weight.detach().clone()
+    with merged_lora(made):
+        assert torch.equal(made.weight, merged)
+    assert made.merged and torch.equal(made.weight, merged)
 
 
 def test_disabled_is_the_base_layer() -> None:

@@ -1,6 +1,7 @@
 """Zips from elsewhere: what could harm when it is unpacked is refused before anything is read."""
 
 import stat
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -153,3 +154,39 @@ def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, name
         members[name] = folder / str(number)
     write_plain_zip(folder / "b.zip", members)
     assert (folder / "a.zip").read_bytes() == (folder / "b.zip").read_bytes()
+
+
+EXTREMES = (b"\xff" * 2, b"\xff" * 4, b"\xff" * 8, b"\0\0\0\x80", b"\0" * 7 + b"\x80", b"\0" * 4, b"\x01\0\0\0")
+"""lengths, offsets and counts that are nothing, one, or as large as can be"""
+
+
+@pytest.mark.parametrize("extreme", EXTREMES, ids=bytes.hex)
+def test_extreme_numbers_anywhere_are_refused_or_change_nothing(tmp_path: Path, extreme: bytes) -> None:
+    members: dict[str, bytes | Path] = {"a": b"hello", "b": b"world"}
+    write_plain_zip(tmp_path / "a.zip", members)
+    content = (tmp_path / "a.zip").read_bytes()
+    for place in range(len(content)):
+        changed = content[:place] + extreme + content[place + len(extreme) :]
+        (tmp_path / "b.zip").write_bytes(changed)
+        try:
+            with open_plain_zip(tmp_path / "b.zip", fix="") as archive:
+                assert all(len(archive.read(name, limit=1000)) <= len(changed) for name in archive.sizes)
+        except FedsamError:
+            pass
+
+
+@pytest.mark.parametrize(("size", "offset"), [(2**63, 0), (2**64 - 1, 0), (2**40, 0), (2**62, 2**62), (0, 2**64 - 1)])
+def test_a_directory_of_any_size_allocates_nothing(tmp_path: Path, size: int, offset: int) -> None:
+    """Zip64: numbers of eight bytes."""
+    write_plain_zip(tmp_path / "a.zip", {"a": b"hello"})
+    content = (tmp_path / "a.zip").read_bytes()
+    end = content.rindex(b"PK\x05\x06")
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, size, offset)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
+    tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    (tmp_path / "b.zip").write_bytes(content[:end] + record + locator + tail)
+    try:
+        with open_plain_zip(tmp_path / "b.zip", fix="") as archive:
+            assert not archive.sizes
+    except FedsamError as error:
+        assert "a zip cannot be read" in str(error)

@@ -46,6 +46,7 @@ def images(base: str) -> torch.Tensor:
         ("fedsa_lora", 1_846_384, 704_512 + 478_320),
         ("iat", 1_846_384, 12 * 2 * 768 * 32 + 14 * 256 * 32 + 478_320),
         ("late_lora", 1_179_648 // 2 + 478_320, 1_068_144),
+        ("late_lora_cached", 1_179_648 // 2 + 478_320, 1_068_144),
     ],
 )
 def test_counts_on_vit_b_at_rank_32(recipe: str, trained: int, federated: int) -> None:

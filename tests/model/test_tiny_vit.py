@@ -8,7 +8,7 @@ from torch import nn
 
 from fedsam_pipeline.model.checkpoints import read_checkpoint
 from fedsam_pipeline.model.registry import base_model_spec
-from fedsam_pipeline.model.tiny_vit import ConvNorm, TinyViT, attend
+from fedsam_pipeline.model.tiny_vit import ConvNorm, TinyViT
 
 
 def small_encoder() -> TinyViT:
@@ -48,13 +48,6 @@ def test_training_mode_leaves_batch_norm_frozen() -> None:
 
 def test_sides_that_are_no_multiple_of_the_window_are_padded() -> None:
     assert small_encoder()(torch.randn(1, 3, 36, 40)).shape == (1, 32, 9, 10)
-
-
-def test_plain_attention_equals_the_fused_one() -> None:
-    query, key, value = torch.randn(3, 2, 4, 49, 8).unbind(0)
-    bias = torch.randn(1, 4, 49, 49)
-    fused = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    torch.testing.assert_close(attend(query, key, value, bias), fused, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.weights

@@ -17,6 +17,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.inference.inputs import InputCase, find_cases
 from fedsam_pipeline.inference.label_names import label_content
+from fedsam_pipeline.model import compilation
 from fedsam_pipeline.pipeline.mask_files import MaskFiles
 from fedsam_pipeline.pipeline.predict_cases import Outputs
 from fedsam_pipeline.pipeline.quality_control import QualityControl
@@ -56,6 +57,16 @@ def _box(first: tuple[int, ...], last: tuple[int, ...]) -> list[list[float]]:
 
 
 BOX = _box((2, 8, 6), (4, 29, 24))
+
+
+def test_a_compiled_encoder_gives_the_same_mask(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")  # traced, but not put into C++
+    array = _write("imgs/x_0000.nii.gz")
+    plain, compiled = (
+        Segmenter(run, folds=["0"], device="cpu", test_time_augmentation=False, compiled=choice).predict_array(array, GEOMETRY.spacing)
+        for choice in (False, True)
+    )
+    assert np.array_equal(compiled.mask, plain.mask)
 
 
 def test_an_array_a_file_and_the_command_give_the_same_mask(run: Path) -> None:

@@ -78,9 +78,12 @@ def test_coarse_axis(spacing: tuple[float, ...], target: tuple[float, ...], expe
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), SIDES, SIDES)
-def test_labels_are_the_argmax_of_linear_one_hot_maps(seed: int, old: tuple[int, int, int], new: tuple[int, int, int]) -> None:
+@given(st.integers(0, 1000), SIDES, SIDES, st.booleans())
+def test_labels_are_the_argmax_of_linear_one_hot_maps(seed: int, old: tuple[int, int, int], new: tuple[int, int, int], apart: bool) -> None:
     labels = np.random.default_rng(seed).choice([0, 1, 4], old).astype(np.int16)
+    if apart:  # each class in a corner of its own
+        far = np.indices(old).sum(axis=0) > sum(old) / 2
+        labels[labels == np.where(far, 1, 4)] = 0
     shares = np.stack([resample((labels == value)[None].astype(np.float32), new)[0] for value in (0, 1, 4)])
     found = resample_labels(labels, new)
     chosen = np.take_along_axis(shares, np.searchsorted([0, 1, 4], found)[None], axis=0)[0]

@@ -10,7 +10,7 @@ from fedsam_pipeline.specs.recipe import load_recipe, recipe_names
 
 PUBLISHED = {
     *("fedsam", "fedmsa", "flap_sam", "samed", "lora", "decoder", "partial_decoder", "attention"),
-    *("ffa_lora", "fedsa_lora", "iat", "late_lora"),
+    *("ffa_lora", "fedsa_lora", "iat", "late_lora", "late_lora_cached"),
 }
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.build import AdaptedModel, build_adapted, build_planned
+from fedsam_pipeline.model.cast_linear import CastLinear
 from fedsam_pipeline.model.recompute import encoder_blocks, set_recompute
 from fedsam_pipeline.specs.execution import Execution
 from fedsam_pipeline.specs.plans import Plans
@@ -101,6 +102,16 @@ def test_the_probe_changes_nothing_and_is_the_same_every_time(adapted: AdaptedMo
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.model.state_dict().items())
     assert all(parameter.grad is None for parameter in adapted.model.parameters())
     assert not adapted.model.training
+
+
+def test_an_image_does_not_pay_for_what_all_share(adapted: AdaptedModel) -> None:
+    fresh = probe_image_bytes(adapted.model, CPU, torch.bfloat16, recompute=False)
+    casts = sum(cast.nbytes for layer in adapted.model.modules() if isinstance(layer, CastLinear) for cast in layer.kept_casts)
+    assert casts > 0
+    for layer in adapted.model.modules():
+        if isinstance(layer, CastLinear):
+            layer.requires_grad_()  # autocast casts them each time, and the backward pass keeps that
+    assert probe_image_bytes(adapted.model, CPU, torch.bfloat16, recompute=False) > fresh + casts
 
 
 def test_memory_divides_the_batch_and_then_costs_recomputation(adapted: AdaptedModel, tmp_path: Path) -> None:

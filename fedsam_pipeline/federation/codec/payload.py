@@ -31,6 +31,8 @@ _PREFIX = struct.Struct(">4sI")
 _LEVEL = 6
 _HEADER_ROOM = 256
 """bytes that a header takes beside its list of tensors"""
+_TOLD_ROOM = 1 << 20
+"""bytes of a header that is read without a manifest"""
 _DIGEST = r"^[0-9a-f]{16}$"
 
 
@@ -68,24 +70,39 @@ def unpack(payload: bytes, manifest: Manifest) -> tuple[Header, bytes]:
     Raises:
         UpdateRefused: it is no payload, is cut short or damaged, or holds other tensors than the manifest's federated ones.
     """
-    if len(payload) < _PREFIX.size or payload[: len(_MAGIC)] != _MAGIC:
-        raise UpdateRefused(f"{len(payload)} bytes that are no payload of this version")
     expected = expected_tensors(manifest)
-    head_end = _PREFIX.size + _PREFIX.unpack_from(payload)[1]
     room = _HEADER_ROOM + len(Header(wire="fp32", reference=None, result="0" * 16, tensors=expected).model_dump_json())
-    text = _inflated(payload[_PREFIX.size : head_end], room, "header")
-    try:
-        header = Header.model_validate_json(text)
-    except ValidationError as error:
-        raise UpdateRefused(
-            f"the payload's header has {error.error_count()} faults, the first at {error.errors()[0]['loc']!s:.80}"
-        ) from None
+    header, head_end = _header(payload, room)
     _check_tensors(header.tensors, expected)
     size = body_size(header.wire, [shape for _, shape in expected])
     body = _inflated(payload[head_end:], size, "body")
     if len(body) != size:
         raise UpdateRefused(f"the payload's body is {len(body)} bytes, expected {size} for {header.wire}")
     return header, body
+
+
+def told_names(payload: bytes) -> list[str]:
+    """Names of the tensors that a payload says it holds, whatever a manifest allows.
+
+    Raises:
+        UpdateRefused: it is no payload, or its header is damaged or too long.
+    """
+    header, _ = _header(payload, _TOLD_ROOM)
+    return [name for name, _ in header.tensors]
+
+
+def _header(payload: bytes, room: int) -> tuple[Header, int]:
+    """The header, of at most ``room`` bytes, and where the body begins."""
+    if len(payload) < _PREFIX.size or payload[: len(_MAGIC)] != _MAGIC:
+        raise UpdateRefused(f"{len(payload)} bytes that are no payload of this version")
+    end = _PREFIX.size + _PREFIX.unpack_from(payload)[1]
+    text = _inflated(payload[_PREFIX.size : end], room, "header")
+    try:
+        return Header.model_validate_json(text), end
+    except ValidationError as error:
+        raise UpdateRefused(
+            f"the payload's header has {error.error_count()} faults, the first at {error.errors()[0]['loc']!s:.80}"
+        ) from None
 
 
 def expected_tensors(manifest: Manifest) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -118,7 +118,9 @@ def _sum(reference: Floats, difference: Doubles) -> Floats:
 
 def _ordered(bits: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Bits of float32 as two's-complement numbers in the order of the values: neighbours in value are neighbours here. Its own inverse."""
-    return np.where(bits >> 31, bits ^ 0x7FFFFFFF, bits).astype(np.uint32)
+    negative = (bits.view(np.int32) >> 31).view(np.uint32)  # all ones, or none
+    ordered: NDArray[np.uint32] = bits ^ (negative & np.uint32(0x7FFFFFFF))
+    return ordered
 
 
 def _bit_differences(values: Floats, references: Floats) -> NDArray[np.uint32]:
@@ -128,7 +130,7 @@ def _bit_differences(values: Floats, references: Floats) -> NDArray[np.uint32]:
 
 
 def _from_bit_differences(differences: NDArray[np.uint32], references: Floats) -> Floats:
-    steps = (differences >> 1) ^ np.where(differences & 1, 0xFFFFFFFF, 0).astype(np.uint32)
+    steps = (differences >> 1) ^ np.negative(differences & 1)  # modulo 2^32: all ones, or none
     return _ordered(_ordered(references.view(np.uint32)) + steps).view(np.float32)
 
 
@@ -175,11 +177,19 @@ def _from_zigzag8(coded: Bytes) -> NDArray[np.int8]:
 
 
 def _byte_planes(values: NDArray[np.uint32]) -> bytes:
-    return values.astype(">u4").view(np.uint8).reshape(-1, 4).T.tobytes()
+    planes = np.empty((4, values.size), np.uint8)
+    for plane, shift in zip(planes, (24, 16, 8, 0), strict=True):
+        plane[:] = (values >> shift) & 0xFF
+    return planes.tobytes()
 
 
 def _from_byte_planes(raw: Bytes) -> NDArray[np.uint32]:
-    return np.ascontiguousarray(raw.reshape(4, -1).T).view(">u4").ravel().astype(np.uint32)
+    planes = raw.reshape(4, -1)
+    values: NDArray[np.uint32] = planes[0].astype(np.uint32)
+    for plane in planes[1:]:
+        np.left_shift(values, 8, out=values)
+        np.bitwise_or(values, plane, out=values)
+    return values
 
 
 def _plane_bytes(count: int) -> int:

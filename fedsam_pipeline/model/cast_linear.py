@@ -1,0 +1,54 @@
+"""Linear layers that keep a frozen weight in autocast's type."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class CastLinear(nn.Linear):
+    """``nn.Linear``, which under autocast casts a frozen weight once and not at every call.
+
+    Autocast itself keeps casts only of weights that train, and casting ViT-B's takes as long as encoding one image of 224 pixels with them.
+    The price is memory, half of what the weights take: in a training step autograd would hold as much, in prediction it is more.
+    The copy is made again when the weight was changed in place or replaced. ``tensor.data`` hides changes from torch: change a weight under
+    ``torch.no_grad()`` instead.
+    """
+
+    _source: tuple[Tensor | None, ...] = ()
+    _stamp: tuple[object, ...] = ()
+    _kept: tuple[Tensor, Tensor | None]
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """Takes over the parameters of ``linear``."""
+        with torch.device("meta"):
+            layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, *self._operands())
+
+    @property
+    def kept_casts(self) -> tuple[Tensor, ...]:
+        """The copies that are held now."""
+        return tuple(tensor for tensor in self._kept if tensor is not None) if self._stamp else ()
+
+    def _operands(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, or their kept casts."""
+        weight, bias = self.weight, self.bias
+        device = weight.device.type
+        parts = [tensor for tensor in (weight, bias) if tensor is not None]
+        changes = any(tensor.requires_grad or tensor.is_inference() for tensor in parts)  # the latter count no versions
+        if changes or device == "meta" or not torch.is_autocast_enabled(device) or torch.compiler.is_compiling():
+            return weight, bias
+        dtype = torch.get_autocast_dtype(device)
+        stamp = (dtype, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in parts))
+        if stamp != self._stamp:
+            # prediction may come first, and a training step saves these for its backward pass
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = (weight.to(dtype), None if bias is None else bias.to(dtype))
+            self._source, self._stamp = (weight, bias), stamp  # held, so that no other tensor takes their identity
+        return self._kept
