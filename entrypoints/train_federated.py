@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="train with the hospitals of a real federation: name of its connection in Flower's configuration (docs/deploy.md)",
     )
-    parser.add_argument("--sites", type=lambda text: text.split(","), metavar="A,B,...", help="with --superlink: all sites that take part")
+    parser.add_argument("--sites", type=lambda text: text.split(","), metavar="A,B,...", help="with --superlink: the sites that take part (default: all)")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -158,7 +158,7 @@ def _body(arguments: argparse.Namespace) -> None:
     if arguments.superlink is None:
         refuse_unused({"--sites": arguments.sites}, "--superlink: in simulation they stand in dataset.json")
     else:
-        submit_federation(arguments.superlink, arguments.d, arguments.sites, arguments.m, request)
+        submit_federation(arguments.superlink, arguments.d, arguments.sites, request)
         return
     folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     setups = run_setups(preprocessed, folders.results, request)

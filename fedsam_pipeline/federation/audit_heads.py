@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,13 +73,14 @@ class AuditHeads:
 
     Args:
         folder: the run's.
+        speakers: node to the site that it was registered as; may grow. ``None``: nobody knows beforehand, as in simulation.
 
     Raises:
         FedsamError: its file is broken.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / HEADS_FILE
+    def __init__(self, folder: Path, speakers: Mapping[int, str] | None = None) -> None:
+        self._path, self._speakers = folder / HEADS_FILE, speakers
         self._kept: dict[str, _Known] = {}
         self._seen: defaultdict[str, set[Head]] = defaultdict(set)
         for point in _read(self._path, _FIX) if self._path.exists() else ():
@@ -90,7 +91,8 @@ class AuditHeads:
         self._nodes: dict[str, int] = {}
 
     def claim(self, site: str, node: int) -> bool:
-        """Whether this node may speak for a site: the first that does is the only one, and speaks for no other.
+        """Whether this node may speak for a site: the one that was registered as this site, else the first that does is the only one, and
+        speaks for no other.
 
         A second one makes void what came in the site's name since the last ``keep``, because nobody knows whose it was.
 
@@ -98,6 +100,8 @@ class AuditHeads:
             site: the name in a reply.
             node: Flower's number of who sent it.
         """
+        if self._speakers is not None:
+            return self._speakers.get(node) == site
         if node in self._nodes.values():
             return self._nodes.get(site) == node
         if site not in self._nodes:

@@ -7,6 +7,7 @@ handler answers at once.
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedsam_pipeline.federation.audit_heads import AuditHeads
+from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.client_app import FindSetup, SiteProcess, answer_safely, make_client_app
 from fedsam_pipeline.flower.exchange import RunStopped, answers
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_FINGERPRINT, QUERY_PLAN
@@ -24,6 +27,10 @@ from fedsam_pipeline.flower.told_sums import MAX_ANSWER, AnswerRefused, answerin
 log = logging.getLogger(__name__)
 STATE, TOLD, PREPARING, READY = "state", "told", "preparing", "ready"
 POLL_SECONDS = 2.0
+UNSIGNED = 7
+"""Flower's error code of an app that no trusted entity of the site has signed"""
+FAILURES_IN_A_ROW = 5
+"""of a site's process, until the run gives up"""
 ANSWER_SECONDS = 120.0
 """an answer is waited for; a site that does not give one is asked again"""
 
@@ -78,18 +85,20 @@ def _answer(content: RecordDict, site: PreparedSite, work: Callable[[ConfigRecor
     return RecordDict({CONFIG: answer, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
 
 
-def ask_fingerprints(grid: Grid, sites: Collection[str], config: Mapping[str, str], stop: threading.Event) -> dict[str, str]:
+def ask_fingerprints(
+    grid: Grid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
+) -> dict[str, str]:
     """What the sites tell of their data; see :func:`ask_until_ready`."""
-    return ask_until_ready(grid, sites, QUERY_FINGERPRINT, config, stop)
+    return ask_until_ready(grid, sites, QUERY_FINGERPRINT, config, heads, stop)
 
 
-def ask_plan(grid: Grid, sites: Collection[str], config: Mapping[str, str], stop: threading.Event) -> dict[str, str]:
+def ask_plan(grid: Grid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event) -> dict[str, str]:
     """Offers a plan; returns once every site has accepted it and preprocessed its cases, see :func:`ask_until_ready`."""
-    return ask_until_ready(grid, sites, QUERY_PLAN, config, stop)
+    return ask_until_ready(grid, sites, QUERY_PLAN, config, heads, stop)
 
 
 def ask_until_ready(
-    grid: Grid, sites: Collection[str], kind: str, config: Mapping[str, str], stop: threading.Event, *, poll_seconds: float = POLL_SECONDS
+    grid: Grid, sites: Collection[str], kind: str, config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
 ) -> dict[str, str]:
     """Asks every node until all sites are ready. Nodes may come at any time.
 
@@ -98,8 +107,8 @@ def ask_until_ready(
         sites: names of those that must be ready.
         kind: type of the message.
         config: what is asked, with the key ``run_id``.
+        heads: of the audit trails that the sites keep before a run.
         stop: set by another thread to end the waiting.
-        poll_seconds: between two rounds of questions.
 
     Returns:
         What each site told, sorted by site.
@@ -110,6 +119,7 @@ def ask_until_ready(
     """
     told: dict[str, str] = {}
     ready: set[int] = set()
+    failures: Counter[int] = Counter()
     waited_for: set[str] | None = None
     while missing := set(sites) - told.keys():
         if missing != waited_for:
@@ -119,20 +129,42 @@ def ask_until_ready(
         messages = [Message(RecordDict({CONFIG: ConfigRecord(dict(config))}), dst_node_id=node, message_type=kind) for node in nodes]
         started = time.monotonic()
         for message in answers(grid, messages, ANSWER_SECONDS, stop):
-            found = _read(message, sites, told, config["run_id"])
+            _watch_failures(message, failures)
+            found = _read(message, sites, told, config["run_id"], heads)
             if found is not None:
                 site, text = found
                 told[site] = text
                 ready.add(message.metadata.src_node_id)
-        if set(sites) - told.keys() and stop.wait(max(0.0, poll_seconds - (time.monotonic() - started))):
+        heads.keep()
+        if set(sites) - told.keys() and stop.wait(max(0.0, POLL_SECONDS - (time.monotonic() - started))):
             raise RunStopped("the run was stopped while sites were getting ready")
     return {site: told[site] for site in sorted(told)}
 
 
-def _read(message: Message, sites: Collection[str], told: Mapping[str, str], run_id: str) -> tuple[str, str] | None:
+def _watch_failures(message: Message, failures: "Counter[int]") -> None:
+    """Ends the waiting where a site's process will never answer."""
+    node = message.metadata.src_node_id
+    if not message.has_error():
+        failures.pop(node, None)
+        return
+    failures[node] += 1
+    if message.error.code == UNSIGNED:
+        raise SiteFailed(
+            f"node {node} does not run this app: none of its trusted entities has signed it. Does the server run the kit's start.sh, and the "
+            "same version of fedsam-pipeline as when this was submitted?"
+        )
+    if failures[node] == FAILURES_IN_A_ROW:
+        raise SiteFailed(f"the process of node {node} failed {FAILURES_IN_A_ROW} times (Flower error {message.error.code}): see that SuperNode's log")
+
+
+def _read(
+    message: Message, sites: Collection[str], told: Mapping[str, str], run_id: str, heads: AuditHeads
+) -> tuple[str, str] | None:
     """Site and what it tells; ``None`` while it prepares, and for nodes that are none of the federation's sites."""
     try:
-        site = answering_site(message, sites, told)
+        site = answering_site(message, sites, told, heads.claim)
+        if (fault := trail_fault(heads, message, site)) is not None:
+            raise SiteFailed(f"an answer of {site} was refused: {fault}")
     except AnswerRefused as error:
         log.warning("the answer of node %d was refused: %s", message.metadata.src_node_id, error)
         return None

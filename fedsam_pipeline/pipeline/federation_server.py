@@ -19,7 +19,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.files import make_folder, read_json, write_json
+from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.preparation import ask_fingerprints, ask_plan
 from fedsam_pipeline.flower.replies import MAX_EXAMPLES, SiteFailed
 from fedsam_pipeline.logs import log_file
@@ -30,7 +32,7 @@ from fedsam_pipeline.paths import DATASET_PATTERN, data_folders
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.fingerprints import FOLDER
 from fedsam_pipeline.pipeline.plans_file import check_triplanar
-from fedsam_pipeline.pipeline.site_node import Offer
+from fedsam_pipeline.pipeline.site_node import SITE_FOLDER, Offer
 from fedsam_pipeline.pipeline.train import TrainingRun, finished
 from fedsam_pipeline.pipeline.train_request import (
     RunSetup,
@@ -114,8 +116,10 @@ def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
     folders = data_folders()
     folder = folders.preprocessed / request.dataset
     make_folder(folder)
+    sites = NamedGrid(grid, request.sites)
     with log_file(folder / "logs", "federation"):
-        fingerprint, plans = _plan(grid, request, folder, stop)
+        heads = AuditHeads(folder / SITE_FOLDER, sites.site_of)
+        fingerprint, plans = _plan(sites, request, folder, heads, stop)
         dataset = _dataset_json(folders.raw / request.dataset / "dataset.json", plans, request.sites)
         write_json(folder / "dataset.json", dataset)
         setup, place = _setup(request, plans, fingerprint, dataset, folders.results)
@@ -123,21 +127,23 @@ def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
         def connect(serve_rounds: Callable[[Grid, threading.Event], None]) -> None:
             offer = Offer(run.state["run_id"], place, plans, setup.model.recipe, setup.model.configuration, setup.model.random_encoder)
             asked = setup.model.agreement() | offer.to_dict() | {"dataset": request.dataset}
-            for site, text in ask_plan(grid, request.sites, asked, stop).items():
+            for site, text in ask_plan(sites, request.sites, asked, heads, stop).items():
                 validated[site] = _validated(site, text)
-            serve_rounds(grid, stop)
+            serve_rounds(sites, stop)
 
         validated = dict.fromkeys(request.sites, 0)  # known once the sites are ready
         run = TrainingRun(replace(setup, validated=validated), request.training, connect)
         return finished(run, request.training, None)
 
 
-def _plan(grid: Grid, request: FederationRequest, folder: Path, stop: threading.Event) -> tuple[Fingerprint, Plans]:
+def _plan(
+    grid: Grid, request: FederationRequest, folder: Path, heads: AuditHeads, stop: threading.Event
+) -> tuple[Fingerprint, Plans]:
     """The plan that the sites' fingerprints give, or of a run that is continued the one it has."""
     path, merged = folder / f"{request.training.plans_name}.json", folder / "fingerprint.json"
     if request.training.resume and path.exists():
         return Fingerprint.load(merged), Plans.load(path)
-    told = ask_fingerprints(grid, request.sites, {"run_id": secrets.token_hex(8), "dataset": request.dataset}, stop)
+    told = ask_fingerprints(grid, request.sites, {"run_id": secrets.token_hex(8), "dataset": request.dataset}, heads, stop)
     released = {site: _released(site, text) for site, text in told.items()}
     for site, document in released.items():
         document.save(folder / FOLDER / f"{site}.json")

@@ -40,6 +40,8 @@ from fedsam_pipeline.specs.recipe import Recipe
 
 AGREED_KEYS = ("plan_sha256", "recipe_sha256", "weights_sha256")
 """keys of a SuperNode's configuration: where one is set, the site takes part in nothing else"""
+SITE_FOLDER = "federation"
+"""in the preprocessed dataset: log, audit trail and jobs of the time before a run"""
 RUN_PARTS = 3
 OFFER_KEYS = ("run_id", "run", "plans", "recipe", "configuration", "encoder")
 
@@ -102,7 +104,7 @@ class SiteNode:
     @property
     def state_folder(self) -> Path:
         """Of its log before a run begins."""
-        return self.folder / "federation"
+        return self.folder / SITE_FOLDER
 
     @cached_property
     def _where(self) -> dict[str, str]:
@@ -277,7 +279,7 @@ def find_setup(context: Context, content: RecordDict) -> SiteSetup:
         AgreementBroken: it accepted no such run.
     """
     run_id = str(content.config_records[CONFIG].get("run_id"))
-    accepted = sorted(data_folders().preprocessed.glob(f"*/federation/runs/{run_id}.json")) if is_safe_name(run_id) else []
+    accepted = sorted(data_folders().preprocessed.glob(f"*/{SITE_FOLDER}/runs/{run_id}.json")) if is_safe_name(run_id) else []
     if not accepted:
         raise AgreementBroken(f"this site accepted no run {run_id!r:.40}")
     return SiteNode.configured(context, accepted[0].parents[2].name).setup(run_id)

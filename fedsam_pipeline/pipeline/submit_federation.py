@@ -11,14 +11,13 @@ from fedsam_pipeline.pipeline.train_request import TrainRequest, with_aggregatio
 from fedsam_pipeline.specs.recipe import load_recipe
 
 
-def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] | None, base_model: str | None, request: TrainRequest) -> None:
+def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] | None, request: TrainRequest) -> None:
     """Submits a training and follows it to its end.
 
     Args:
         superlink: name of the connection in Flower's configuration.
         dataset: name of the dataset's folder.
-        sites: names of all sites.
-        base_model: of the plan; ``None``: the default.
+        sites: names of the sites; ``None``: all that are registered.
         request: the other flags.
 
     Raises:
@@ -27,17 +26,18 @@ def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] 
     faults = []
     if dataset is None or DATASET_PATTERN.match(dataset) is None:
         faults.append(f"-d {dataset}: the full name is needed, such as Dataset001_Demo")
-    if not sites:
-        faults.append("no --sites: which hospitals take part")
     if request.protocol != "federated":
         faults.append(f"--protocol {request.protocol}: hospitals train together")
     if request.init is not None:
         faults.append("--init: the sites do not have that folder")
     if faults:
-        raise FedsamError("these flags do not make a federation", found="; ".join(faults), expected="-d, --sites and no such flag", fix="mend them")
+        raise FedsamError("these flags do not make a federation", found="; ".join(faults), expected="-d in full and no such flag", fix="mend them")
     recipe = load_recipe(request.recipe)
     with_aggregation(recipe, request)  # refuses here what the server would refuse
-    model = base_model or DEFAULT_BASE_MODEL
+    model = request.base_model or DEFAULT_BASE_MODEL
     base_model_spec(model)
-    asked = FederationRequest(str(dataset), tuple(sorted(sites or ())), request, recipe.to_dict(), model)
-    submit(superlink, {REQUEST_KEY: asked.to_json()}, None)
+
+    def configuration(names: tuple[str, ...]) -> dict[str, str]:
+        return {REQUEST_KEY: FederationRequest(str(dataset), names, request, recipe.to_dict(), model).to_json()}
+
+    submit(superlink, sites, configuration)

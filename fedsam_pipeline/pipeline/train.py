@@ -21,6 +21,7 @@ from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.kept_masks import KeptMasks
+from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
@@ -258,7 +259,7 @@ class TrainingRun:
             window=setup.workers + 1,  # one for each worker, and one for the first that is done
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
-            heads = AuditHeads(self._folder)
+            heads = AuditHeads(self._folder, grid.site_of if isinstance(grid, NamedGrid) else None)
             loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), heads, stop)
             self._clock = loop.clock
             tensors = loop.run(tensors, rounds_done)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Context, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 
 from fedsam_pipeline.flower import preparation
 from fedsam_pipeline.pipeline.federation_server import FederationRequest, serve
@@ -23,6 +24,9 @@ class HospitalGrid(DirectGrid):
     def __init__(self, hospitals: Mapping[str, Mapping[str, str]], **configuration: int | str) -> None:
         super().__init__(hospitals)
         self._hospitals, self._configuration = list(hospitals.items()), configuration
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=number, name=site) for number, (site, _) in enumerate(self._hospitals, start=1)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         asked = list(messages)

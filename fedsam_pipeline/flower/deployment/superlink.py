@@ -1,18 +1,26 @@
-"""``flower-superlink`` with a Control API for this machine only: ``python -m fedsam_pipeline.flower.deployment.superlink FLAGS``.
+"""``flower-superlink`` with a Control API for this machine only, which signs our own app.
+
+``python -m fedsam_pipeline.flower.deployment.superlink [--sign-app-with KEY] FLAGS OF FLOWER-SUPERLINK``
 
 Since Flower 1.41 one port serves the Fleet API, where SuperNodes prove who they are, and the Control and Runtime APIs, where nobody does:
 whoever reaches the port could register a SuperNode, start an app, stop a run or read its log. A firewall cannot tell the two apart, so the
 SuperLink itself answers other machines on the Fleet API and the health check alone. Flower has a hook for middleware, which is used here.
 """
 
+import argparse
 import ipaddress
 import os
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from starlette.middleware import Middleware
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.flower.deployment.signing import Signer, sign_installed_app
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -75,7 +83,16 @@ def close_control_api() -> None:
 
 
 def main() -> None:
-    """Runs the SuperLink with this process's command line."""
+    """Runs the SuperLink with this process's command line; exit code 2 where the key cannot be read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--sign-app-with", type=Path)
+    own, sys.argv[1:] = parser.parse_known_args()
+    if own.sign_app_with is not None:
+        try:
+            sign_installed_app(Signer.load(own.sign_app_with))
+        except FedsamError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
     os.environ["FORWARDED_ALLOW_IPS"] = "127.0.0.1"  # uvicorn's: from no other machine is X-Forwarded-For believed, whatever was set here
     close_control_api()
     flower_superlink()
