@@ -1,5 +1,6 @@
 """A reference and ours in one process, in turns: what both take, and the ratio that other work on the machine leaves alone."""
 
+import ctypes
 import statistics
 import sys
 import time
@@ -113,6 +114,7 @@ def peak_of(module: str, arguments: Sequence[str]) -> int:
 
 def print_peak(run: Callable[[], object]) -> None:
     """Runs once and prints the bytes by which its resident memory rose meanwhile (Linux): the last line of a process of its own."""
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide as much of what is taken
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = _resident("VmRSS")
     run()

@@ -35,6 +35,7 @@ from benchmarks.reference.training_step import PlainSam, PlainTrainer, largest_d
 from benchmarks.side_by_side import in_turns, peak_of, print_peak, print_rows, rows
 from fedsam_pipeline.memory import keep_freed_memory
 from fedsam_pipeline.model.build import AdaptedModel, build_planned
+from fedsam_pipeline.model.cast_linear import settle_frozen
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.registry import BASE_MODELS, base_model_spec
 from fedsam_pipeline.preprocessing.store import CaseStore
@@ -188,6 +189,7 @@ class Comparison:
     def our_turn(self, *, prepared: bool = True) -> Callable[..., RoundResult]:
         """A round of ours, of the steps that it is told or else a turn's. Features that a recipe keeps are computed before, or in it."""
         self.adapted.model.to(self.device)
+        settle_frozen(self.adapted.model, autocast_dtype(self.device))
         trainer = LocalTrainer(self.adapted, self.loader, self.plans, self.recipe, self.device, feature_folder=self.features)
         rounds = iter(range(1, 1 << 30))
 

@@ -24,6 +24,7 @@ from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.inference.ensemble import stream_ensemble
 from fedsam_pipeline.inference.view_predictors import view_predictors
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
+from fedsam_pipeline.model.cast_linear import settle_frozen
 from fedsam_pipeline.model.compilation import compile_encoder, uncompiled
 from fedsam_pipeline.model.device import allow_tf32, autocast_dtype
 from fedsam_pipeline.model.lora import merged_lora
@@ -108,8 +109,10 @@ def worker_model(setup: SiteSetup) -> tuple[AdaptedModel, dict[str, Tensor]]:
     if key not in _models:
         _models.clear()
         adapted = setup.model.build()
-        adapted.model.to(setup.device)
-        allow_tf32(torch.device(setup.device))
+        device = torch.device(setup.device)
+        adapted.model.to(device)
+        settle_frozen(adapted.model, autocast_dtype(device))
+        allow_tf32(device)
         _models[key] = adapted, {name: tensor.cpu().clone() for name, tensor in adapted.trained_tensors().items()}
         log.info("built %s", setup.model.plans.base_model)
     return _models[key]

@@ -181,21 +181,25 @@ class LocalTrainer:
         labels = batch.labels.to(self._device, non_blocking=True)
         annotated = None if batch.annotated is None else batch.annotated.to(self._device, non_blocking=True)
         parts = [partial(self._forward, encode, images, prompts) for images, prompts in self._parts(batch)]
-        if len(parts) == 1:
-            logits = parts[0]()
-        else:  # what the loss needs of the whole batch are its logits; the parts are computed again one by one for their gradients
-            with torch.no_grad():
-                logits = torch.cat([forward() for forward in parts])
-            logits.requires_grad_()
+        with (
+            torch.no_grad()
+        ):  # what the loss needs of the whole batch are its logits; all parts but one are computed again for their gradients
+            earlier = [forward() for forward in parts[:-1]]
+        last = logits = parts[-1]()
+        if earlier:
+            logits = torch.cat([*earlier, last.detach()]).requires_grad_()
         loss = segmentation_loss(logits, labels, self._recipe.loss, annotated)
         value = loss.item()
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"the training loss became {value}; lower the learning rate")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if len(parts) > 1:
+        if earlier:
             assert logits.grad is not None
-            for forward, gradient in zip(parts, logits.grad.split(self._micro_batch), strict=True):  # type: ignore[no-untyped-call]
+            *gradients, of_last = logits.grad.split(self._micro_batch)  # type: ignore[no-untyped-call]
+            last.backward(of_last)  # type: ignore[no-untyped-call]
+            del last  # what it kept makes room for the next part's
+            for forward, gradient in zip(parts[:-1], gradients, strict=True):
                 forward().backward(gradient)  # type: ignore[no-untyped-call]
         if received:
             proximal_term(self._parameters, received, proximal_mu).backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsam_pipeline.model.build import build_adapted
-from fedsam_pipeline.model.cast_linear import CastLinear
+from fedsam_pipeline.model.cast_linear import CastLinear, settle_frozen
 from fedsam_pipeline.model.lora import LoRALinear, merge_lora, unmerge_lora
 from fedsam_pipeline.specs.recipe import load_recipe
 
@@ -136,3 +136,33 @@ def test_weights_made_in_prediction_are_cast_each_time() -> None:
             assert torch.equal(computed(layer, x), expected(layer, x))
             layer.weight.mul_(2)
     assert not layer.kept_casts
+
+
+def test_settled_weights_give_the_same_in_less_memory() -> None:
+    adapted = build_adapted("tiny_random", load_recipe("flap_sam"), rank=2, num_classes=2, image_size=28, weights=None)
+    image = torch.randn(1, 3, 28, 28)
+    trained = {name: parameter for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
+
+    def step() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = adapted.model(image)
+        return [logits, *torch.autograd.grad(logits.float().square().mean(), list(trained.values()), allow_unused=True)]
+
+    before, held = step(), {name: parameter.nbytes for name, parameter in adapted.model.named_parameters()}
+    settle_frozen(adapted.model, None)
+    assert held == {name: parameter.nbytes for name, parameter in adapted.model.named_parameters()}
+    settle_frozen(adapted.model, torch.bfloat16)
+    for was, now in zip(before, step(), strict=True):
+        assert (was is None and now is None) or torch.equal(was, now)
+    layers = [layer for layer in adapted.model.modules() if isinstance(layer, CastLinear)]
+    assert {layer.weight.dtype for layer in layers if isinstance(layer, LoRALinear)} == {torch.float32}, "LoRA is merged in full precision"
+    settled = [layer for layer in layers if type(layer) is CastLinear]
+    assert settled and all(layer.weight.dtype == torch.bfloat16 for layer in settled)
+    after = {name: parameter.nbytes for name, parameter in adapted.model.named_parameters()}
+    assert sum(held.values()) - sum(after.values()) == sum(parameter.nbytes for layer in settled for parameter in layer.parameters())
+
+
+def test_what_trains_is_not_settled() -> None:
+    layer = CastLinear.of(nn.Linear(6, 4))
+    settle_frozen(nn.Sequential(layer), torch.bfloat16)
+    assert layer.weight.dtype == torch.float32
