@@ -119,7 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="train with the hospitals of a real federation: name of its connection in Flower's configuration (docs/deploy.md)",
     )
-    parser.add_argument("--sites", type=lambda text: text.split(","), metavar="A,B,...", help="with --superlink: the sites that take part (default: all)")
+    parser.add_argument(
+        "--sites", type=lambda text: text.split(","), metavar="A,B,...", help="with --superlink: the sites that take part (default: all)"
+    )
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser

@@ -150,16 +150,16 @@ def _watch_failures(message: Message, failures: "Counter[int]") -> None:
     failures[node] += 1
     if message.error.code == UNSIGNED:
         raise SiteFailed(
-            f"node {node} does not run this app: none of its trusted entities has signed it. Does the server run the kit's start.sh, and the "
-            "same version of fedsam-pipeline as when this was submitted?"
+            f"node {node} does not run this app: none of its trusted entities has signed it. Was the SuperLink started with the kit's "
+            "start.sh, and by the version of fedsam-pipeline that this was submitted with?"
         )
     if failures[node] == FAILURES_IN_A_ROW:
-        raise SiteFailed(f"the process of node {node} failed {FAILURES_IN_A_ROW} times (Flower error {message.error.code}): see that SuperNode's log")
+        raise SiteFailed(
+            f"the process of node {node} failed {FAILURES_IN_A_ROW} times (Flower error {message.error.code}): see that SuperNode's log"
+        )
 
 
-def _read(
-    message: Message, sites: Collection[str], told: Mapping[str, str], run_id: str, heads: AuditHeads
-) -> tuple[str, str] | None:
+def _read(message: Message, sites: Collection[str], told: Mapping[str, str], run_id: str, heads: AuditHeads) -> tuple[str, str] | None:
     """Site and what it tells; ``None`` while it prepares, and for nodes that are none of the federation's sites."""
     try:
         site = answering_site(message, sites, told, heads.claim)

@@ -44,7 +44,9 @@ def submit(superlink: str, sites: Sequence[str] | None, configuration: Callable[
             fab = fab_to_proto(Fab(hashlib.sha256(app).hexdigest(), app, {}))
             with flwr_cli_exc_handler():
                 run_id = client.StartRun(StartRunRequest(fab=fab, override_config=run_config)).run_id
-            print(f"run {run_id} of {superlink}; it goes on if this command is stopped: flwr stop {run_id} {superlink} stops it", flush=True)
+            print(
+                f"run {run_id} of {superlink}; it goes on if this command is stopped: flwr stop {run_id} {superlink} stops it", flush=True
+            )
             start_stream(run_id, client)
             while True:
                 with flwr_cli_exc_handler():

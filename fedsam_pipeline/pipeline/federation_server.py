@@ -136,9 +136,7 @@ def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
         return finished(run, request.training, None)
 
 
-def _plan(
-    grid: Grid, request: FederationRequest, folder: Path, heads: AuditHeads, stop: threading.Event
-) -> tuple[Fingerprint, Plans]:
+def _plan(grid: Grid, request: FederationRequest, folder: Path, heads: AuditHeads, stop: threading.Event) -> tuple[Fingerprint, Plans]:
     """The plan that the sites' fingerprints give, or of a run that is continued the one it has."""
     path, merged = folder / f"{request.training.plans_name}.json", folder / "fingerprint.json"
     if request.training.resume and path.exists():

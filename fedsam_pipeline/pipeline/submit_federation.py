@@ -31,7 +31,9 @@ def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] 
     if request.init is not None:
         faults.append("--init: the sites do not have that folder")
     if faults:
-        raise FedsamError("these flags do not make a federation", found="; ".join(faults), expected="-d in full and no such flag", fix="mend them")
+        raise FedsamError(
+            "these flags do not make a federation", found="; ".join(faults), expected="-d in full and no such flag", fix="mend them"
+        )
     recipe = load_recipe(request.recipe)
     with_aggregation(recipe, request)  # refuses here what the server would refuse
     model = request.base_model or DEFAULT_BASE_MODEL

@@ -1,7 +1,7 @@
 """Signing the app that a federation runs: a SuperNode with ``--trusted-entities`` runs nothing that none of them has signed.
 
-Flower 1.41 takes signatures from its Hub only; an app that is submitted to a SuperLink has none. The kit's SuperLink signs it as it comes, if
-it is, byte for byte, the app of the package that is installed on the server, and no other.
+Flower 1.41 takes signatures from its Hub only; an app that is submitted to a SuperLink has none. The kit's SuperLink signs it as it comes,
+if it is, byte for byte, the app of the package that is installed on the server, and no other.
 """
 
 import base64

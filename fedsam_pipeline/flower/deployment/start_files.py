@@ -68,7 +68,7 @@ def commands_folder() -> Path:
 
 
 def superlink_arguments(kit: SiteKit, folder: Path) -> list[str]:
-    """The flags of our SuperLink: it signs our app; TLS, registered SuperNodes only, a database that outlives the process, no installing."""
+    """The flags of our SuperLink: TLS, registered SuperNodes only, our app signed, a database that outlives the process, no installing."""
     return [
         *("--sign-app-with", str(folder / SIGNING_KEY)),
         *("--host", "::" if ServerAddress(kit.host, kit.port).is_ipv6 else "0.0.0.0"),  # all interfaces; the Control API stays closed
