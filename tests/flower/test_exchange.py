@@ -100,7 +100,7 @@ def test_no_weights_go_to_a_worker_with_a_message(tmp_path: Path) -> None:
     sites = setups(tmp_path)
     adapted, _ = worker_model(sites[0])
     weights = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
-    app = make_client_app(lambda context: sites[int(context.node_config["partition-id"])])
+    app = make_client_app(lambda context, _content: sites[int(context.node_config["partition-id"])])
     assert len(cloudpickle.dumps(app)) < weights / 4  # type: ignore[no-untyped-call]
 
 

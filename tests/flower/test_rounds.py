@@ -274,7 +274,7 @@ def refused_by(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[
 def test_a_site_that_cannot_be_found_answers_with_a_code(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
 
-    def lost(context: Context) -> SiteSetup:
+    def lost(context: Context, content: RecordDict) -> SiteSetup:
         raise KeyError("/home/hospital/secret")
 
     federation.grid._app = client_app.make_client_app(lost)

@@ -53,6 +53,7 @@ def a_run(folder: Path, recipe: str = "flap_sam", **changes: object) -> RunSetup
     run = RunSetup(
         folder=folder / "results" / "fold_0",
         sites=sites,
+        labels=sites[0].labels,
         schedule=RunSchedule(rounds=4, local_steps=10, peak_learning_rate=2e-3, seed=0),
         val_every=2,
         workers=2,

@@ -1,0 +1,145 @@
+"""What a hospital's node refuses: a configuration that does not say who it is, and runs that it did not agree to."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_json
+from fedsam_pipeline.flower.client_app import AgreementBroken
+from fedsam_pipeline.flower.messages import CONFIG
+from fedsam_pipeline.pipeline.site_node import Offer, SiteNode, find_setup, find_site
+from fedsam_pipeline.pipeline.site_work import FINGERPRINT, PREPARE, WORK, site_dataset
+from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.recipe import load_recipe
+from tests.pipeline.real_federations import NAME, make_hospitals
+
+
+def context(**node_config: str | int | bool) -> Context:
+    return Context(run_id=1, node_id=1, node_config=dict(node_config), state=RecordDict(), run_config={})
+
+
+def asking(**config: str) -> RecordDict:
+    return RecordDict({CONFIG: ConfigRecord(dict(config))})
+
+
+@pytest.fixture
+def hospital(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SiteNode:
+    """site_a, this process's."""
+    for name, value in make_hospitals(users_folder)["site_a"].items():
+        monkeypatch.setenv(name, value)
+    return find_site(context(site="site_a", privacy_floor=1, device="cpu"), asking(dataset=NAME))
+
+
+@pytest.fixture
+def offer(tiny_plans: Plans) -> Offer:
+    place = "default__plans__main/federated__fedavg-int4__seed0/fold_0"
+    return Offer("r1", place, of_the_demo(tiny_plans), load_recipe("default"), "main", random_encoder=False)
+
+
+def of_the_demo(plans: Plans) -> Plans:
+    return Plans.from_dict(plans.to_dict() | {"dataset_name": NAME})
+
+
+def message_of(offer: Offer, **changes: str) -> dict[str, Any]:
+    return {**offer.model().agreement(), **offer.to_dict(), **changes}
+
+
+@pytest.mark.usefixtures("users_folder")
+@pytest.mark.parametrize(
+    ("node_config", "says"),
+    [
+        ({}, "does not know which site it is"),
+        ({"site": "../site_a"}, "does not know which site it is"),
+        ({"site": 3}, "does not know which site it is"),
+        ({"site": "site_a", "privacy_floor": 0}, "no number of patients"),
+        ({"site": "site_a", "privacy_floor": "1"}, "no number of patients"),
+        ({"site": "site_a", "privacy_floor": True}, "no number of patients"),
+    ],
+)
+def test_a_node_that_is_configured_wrongly(node_config: Mapping[str, Any], says: str) -> None:
+    with pytest.raises(FedsamError, match=says):
+        find_site(context(**node_config), asking(dataset=NAME))
+
+
+@pytest.mark.parametrize("dataset", ["", "../Dataset001_Demo", "Dataset1", NAME + "/x"])
+def test_a_message_about_no_dataset(dataset: str) -> None:
+    with pytest.raises(AgreementBroken, match="names no dataset"):
+        find_site(context(site="site_a"), asking(dataset=dataset))
+
+
+@pytest.mark.usefixtures("users_folder")
+@pytest.mark.parametrize("run_id", ["r1", "../r1", "", "*"])
+def test_a_run_that_was_not_accepted(run_id: str) -> None:
+    with pytest.raises(AgreementBroken, match="accepted no run"):
+        find_setup(context(site="site_a"), asking(run_id=run_id))
+
+
+def test_an_offer_that_holds(offer: Offer) -> None:
+    read = Offer.read(message_of(offer))
+    assert read == offer
+    read.check(message_of(offer), offer.model().agreement())
+
+
+@pytest.mark.parametrize("key", ["run_id", "run", "plans", "recipe", "configuration", "encoder"])
+def test_an_offer_without_a_part(offer: Offer, key: str) -> None:
+    message = message_of(offer)
+    del message[key]
+    with pytest.raises(AgreementBroken, match=f"without {key}"):
+        Offer.read(message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": "../../etc/fold_0"},
+        {"run": "a/b/c"},
+        {"run": "a/b/fold_0/d"},
+        {"plans": "["},
+        {"plans": "{}"},
+        {"plans": "[" * 100_000},
+        {"recipe": "1"},
+        {"configuration": "sideways"},
+    ],
+)
+def test_an_offer_that_cannot_be_read(offer: Offer, change: dict[str, str]) -> None:
+    with pytest.raises(AgreementBroken, match="cannot be read"):
+        Offer.read(message_of(offer, **change))
+
+
+@pytest.mark.parametrize("key", ["plan_sha256", "recipe_sha256", "weights_sha256"])
+def test_hashes_hold_the_offer(offer: Offer, key: str) -> None:
+    with pytest.raises(AgreementBroken, match=f"{key}: the message has"):
+        offer.check(message_of(offer, **{key: "0" * 64}), {})
+    with pytest.raises(AgreementBroken, match=f"{key}: this site agreed to {'1' * 64}"):
+        offer.check(message_of(offer), {key: "1" * 64})
+
+
+def test_a_site_refuses_another_plan_before_it_does_anything(hospital: SiteNode, offer: Offer) -> None:
+    careful = replace(hospital, agreed={"plan_sha256": "1" * 64})
+    with pytest.raises(AgreementBroken, match="this site agreed to"):
+        careful.prepare(ConfigRecord(message_of(offer)))
+    assert not hospital.folder.exists()
+
+
+def test_a_plan_for_other_labels(hospital: SiteNode, offer: Offer) -> None:
+    other = Plans.from_dict(offer.plans.to_dict() | {"labels": {"background": 0, "liver": 1}})
+    asked = {"kind": PREPARE, "plans": other.to_dict(), "site": "site_a", "raw": str(hospital.raw_root / NAME)}
+    with pytest.raises(FedsamError, match=r"does not fit this site's dataset[\s\S]*liver"):
+        WORK[PREPARE](asked | {"preprocessed": str(hospital.folder)})
+    assert not hospital.folder.exists()
+
+
+def test_a_folder_with_another_sites_cases(hospital: SiteNode) -> None:
+    with pytest.raises(FedsamError, match=r"holds other sites' cases[\s\S]*found:    site_a[\s\S]*cases of site_b alone"):
+        site_dataset(hospital.raw_root / NAME, "site_b")
+
+
+def test_what_a_site_measures_is_what_it_releases(hospital: SiteNode) -> None:
+    asked = {"kind": FINGERPRINT, "site": "site_a", "raw": str(hospital.raw_root / NAME), "privacy_floor": 100}
+    WORK[FINGERPRINT](asked | {"preprocessed": str(hospital.folder)})
+    assert read_json(hospital.folder / "fingerprints" / "site_a.json").keys() >= {"withheld"}
