@@ -27,6 +27,7 @@ from fedsam_pipeline.flower.told_sums import MAX_ANSWER, AnswerRefused, answerin
 log = logging.getLogger(__name__)
 STATE, TOLD, PREPARING, READY = "state", "told", "preparing", "ready"
 POLL_SECONDS = 2.0
+"""from one question to the next; a site that is not ready lets an answer wait by itself"""
 UNSIGNED = 7
 """Flower's error code of an app that no trusted entity of the site has signed"""
 FAILURES_IN_A_ROW = 5

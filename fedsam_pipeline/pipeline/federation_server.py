@@ -7,6 +7,7 @@ It runs as a Flower ServerApp under a SuperLink, whose environment says where it
 import json
 import logging
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -232,6 +233,8 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Flower's entry: see :func:`serve`. What it prints is streamed to the user who submitted the run."""
-    logging.getLogger("fedsam_pipeline").setLevel(logging.INFO)
+    ours = logging.getLogger("fedsam_pipeline")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(logging.StreamHandler(sys.stdout))
     state = serve(grid, FederationRequest.from_json(str(context.run_config.get(REQUEST_KEY))))
     print(result_table([state]), flush=True)

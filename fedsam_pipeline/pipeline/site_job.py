@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fedsam_pipeline.specs.canonical import sha256_of
 
 log = logging.getLogger(__name__)
 ASKED, DONE = "asked.json", "done.json"
+LOOK_SECONDS = 0.2
 AGAIN = "delete the folder; the work is done again when the server asks again"
 
 
@@ -37,12 +39,21 @@ class SiteJob:
         self._asked = dict(asked)
         self._folder = folder / f"{asked['kind']}_{sha256_of(self._asked)[:16]}"
 
-    def ready(self) -> bool:
+    def ready(self, patience: float = 0.0) -> bool:
         """Whether it is done; starts it where nobody has.
+
+        Args:
+            patience: seconds to wait for it, so that short work needs one question only.
 
         Raises:
             FedsamError: it failed; the site's log says how.
         """
+        patient_until = time.monotonic() + patience
+        while not (done := self._ready_now()) and time.monotonic() < patient_until:
+            time.sleep(LOOK_SECONDS)
+        return done
+
+    def _ready_now(self) -> bool:
         make_folder(self._folder)
         with open(self._folder / ".lock", "w", encoding="utf-8") as lock:
             try:

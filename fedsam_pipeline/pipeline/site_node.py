@@ -43,6 +43,8 @@ AGREED_KEYS = ("plan_sha256", "recipe_sha256", "weights_sha256")
 SITE_FOLDER = "federation"
 """in the preprocessed dataset: log, audit trail and jobs of the time before a run"""
 RUN_PARTS = 3
+PATIENCE = 20.0
+"""seconds that an answer waits for measuring and preprocessing: each question starts a process at the site"""
 OFFER_KEYS = ("run_id", "run", "plans", "recipe", "configuration", "encoder")
 
 
@@ -115,7 +117,7 @@ class SiteNode:
         """See ``PreparedSite``. Measured anew for every run: cases may have come."""
         site_dataset(self.raw_root / self.dataset, self.site)
         asked = {"kind": FINGERPRINT, "privacy_floor": self.privacy_floor, "run_id": str(config["run_id"]), **self._where}
-        if not SiteJob(self.state_folder / "jobs", asked).ready():
+        if not SiteJob(self.state_folder / "jobs", asked).ready(PATIENCE):
             return Told(None)
         return Told((self.folder / FOLDER / f"{self.site}.json").read_text(encoding="utf-8"))
 
@@ -128,7 +130,7 @@ class SiteNode:
         offer = Offer.read(config)
         offer.check(config, self.agreed)
         asked = {"kind": PREPARE, "plans": offer.plans.to_dict(), "run_id": offer.run_id, **self._where}
-        if not SiteJob(self.state_folder / "jobs", asked).ready():
+        if not SiteJob(self.state_folder / "jobs", asked).ready(PATIENCE):
             return Told(None)
         self._accept(offer)
         splits = load_splits(self.folder / "splits_final.json", self._cases(), None)

@@ -1,0 +1,60 @@
+"""Work that outlives the process that starts it: begun once, begun again after a crash, and its failure told once."""
+
+import fcntl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_json
+from fedsam_pipeline.pipeline import site_job, site_work
+from fedsam_pipeline.pipeline.site_job import DONE, SiteJob, work
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of jobs whose process would have been started."""
+    folders: list[Path] = []
+    monkeypatch.setattr(site_job.subprocess, "Popen", lambda command, **_: folders.append(Path(command[-1])))
+    return folders
+
+
+def a_job(folder: Path, **asked: Any) -> SiteJob:
+    return SiteJob(folder, {"kind": "fingerprint", "site": "site_a", **asked})
+
+
+def test_it_is_begun_again_until_it_is_done(tmp_path: Path, started: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Mapping[str, Any]] = []
+    monkeypatch.setitem(site_work.WORK, "fingerprint", done.append)
+    assert not a_job(tmp_path).ready()
+    assert not a_job(tmp_path).ready(), "its process is gone, so the next question starts another"
+    assert len(started) == 2 and len(set(started)) == 1
+    work(started[0])
+    assert a_job(tmp_path).ready() and a_job(tmp_path).ready()
+    assert len(started) == 2 and done == [{"kind": "fingerprint", "site": "site_a"}]
+    assert not a_job(tmp_path, run_id="another").ready()
+    assert len(set(started)) == 2
+
+
+def test_one_process_works_at_a_time(tmp_path: Path, started: list[Path]) -> None:
+    a_job(tmp_path).ready()
+    with open(started[0] / ".lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not a_job(tmp_path).ready()
+    assert len(started) == 1
+
+
+def test_a_failure_is_told_and_then_tried_again(tmp_path: Path, started: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_asked: Mapping[str, Any]) -> None:
+        raise FedsamError("a case is broken", path="case_3.nii.gz")
+
+    monkeypatch.setitem(site_work.WORK, "fingerprint", fail)
+    a_job(tmp_path).ready()
+    work(started[0])
+    assert "a case is broken" in read_json(started[0] / DONE)["failed"]
+    with pytest.raises(FedsamError, match=r"could not get ready[\s\S]*case_3[\s\S]*output\.log"):
+        a_job(tmp_path).ready()
+    assert not a_job(tmp_path).ready() and len(started) == 2
+    assert "case_3.nii.gz" in (started[0] / "job.log").read_text(), "the site's log has the whole of it"
