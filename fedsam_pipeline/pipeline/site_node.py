@@ -35,7 +35,7 @@ from fedsam_pipeline.pipeline.site_work import FINGERPRINT, PREPARE, site_datase
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.preprocessing.store import store_folder
 from fedsam_pipeline.specs.configuration import Configuration
-from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.plans import Plans, is_plans_name
 from fedsam_pipeline.specs.recipe import Recipe
 
 AGREED_KEYS = ("plan_sha256", "recipe_sha256", "weights_sha256")
@@ -129,6 +129,8 @@ class SiteNode:
         """
         offer = Offer.read(config)
         offer.check(config, self.agreed)
+        if offer.plans.dataset_name != self.dataset:
+            raise AgreementBroken(f"the plan is for {offer.plans.dataset_name!r:.80}, the message for {self.dataset}")
         asked = {"kind": PREPARE, "plans": offer.plans.to_dict(), "run_id": offer.run_id, **self._where}
         if not SiteJob(self.state_folder / "jobs", asked).ready(PATIENCE):
             return Told(None)
@@ -222,10 +224,13 @@ class Offer:
         configuration = values["configuration"]
         if configuration not in ("main", "triplanar"):
             raise ValueError(f"no configuration: {configuration!r:.40}")
+        plans = Plans.from_dict(json.loads(values["plans"]))
+        if not is_plans_name(plans.plans_name):  # it becomes a file's
+            raise ValueError(f"no name of a plan: {plans.plans_name!r:.40}")
         return cls(
             values["run_id"],
             values["run"],
-            Plans.from_dict(json.loads(values["plans"])),
+            plans,
             Recipe.from_dict(json.loads(values["recipe"])),
             configuration,  # type: ignore[arg-type]
             values["encoder"] == "random",

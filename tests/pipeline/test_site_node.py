@@ -119,6 +119,20 @@ def test_hashes_hold_the_offer(offer: Offer, key: str) -> None:
         offer.check(message_of(offer), {key: "1" * 64})
 
 
+@pytest.mark.parametrize("name", ["../plans", "/tmp/plans", "dataset", "splits_final", ""])
+def test_a_plan_whose_name_is_no_files(offer: Offer, name: str) -> None:
+    other = replace(offer, plans=Plans.from_dict(offer.plans.to_dict() | {"plans_name": name}))
+    with pytest.raises(AgreementBroken, match="no name of a plan"):
+        Offer.read(message_of(other))
+
+
+def test_a_plan_for_another_dataset(hospital: SiteNode, offer: Offer) -> None:
+    other = replace(offer, plans=Plans.from_dict(offer.plans.to_dict() | {"dataset_name": "Dataset002_Else"}))
+    with pytest.raises(AgreementBroken, match=f"the plan is for 'Dataset002_Else', the message for {NAME}"):
+        hospital.prepare(ConfigRecord(message_of(other)))
+    assert not hospital.folder.exists()
+
+
 def test_a_site_refuses_another_plan_before_it_does_anything(hospital: SiteNode, offer: Offer) -> None:
     careful = replace(hospital, agreed={"plan_sha256": "1" * 64})
     with pytest.raises(AgreementBroken, match="this site agreed to"):
