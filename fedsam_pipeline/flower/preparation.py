@@ -5,6 +5,7 @@ handler answers at once.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -14,15 +15,16 @@ from typing import Protocol
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.client_app import FindSetup, SiteProcess, answer_safely, make_client_app
 from fedsam_pipeline.flower.exchange import RunStopped, answers
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_FINGERPRINT, QUERY_PLAN
+from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.replies import SiteFailed
-from fedsam_pipeline.flower.told_sums import MAX_ANSWER, AnswerRefused, answering_site
+from fedsam_pipeline.flower.told_sums import MAX_ANSWER
+from fedsam_pipeline.logs import printable
 
 log = logging.getLogger(__name__)
 STATE, TOLD, PREPARING, READY = "state", "told", "preparing", "ready"
@@ -32,6 +34,8 @@ UNSIGNED = 7
 """Flower's error code of an app that no trusted entity of the site has signed"""
 FAILURES_IN_A_ROW = 5
 """of a site's process, until the run gives up"""
+SAY_SECONDS = 60.0
+"""from one line of the log that names who is waited for to the next"""
 ANSWER_SECONDS = 120.0
 """an answer is waited for; a site that does not give one is asked again"""
 
@@ -87,19 +91,21 @@ def _answer(content: RecordDict, site: PreparedSite, work: Callable[[ConfigRecor
 
 
 def ask_fingerprints(
-    grid: Grid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
+    grid: NamedGrid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
 ) -> dict[str, str]:
     """What the sites tell of their data; see :func:`ask_until_ready`."""
     return ask_until_ready(grid, sites, QUERY_FINGERPRINT, config, heads, stop)
 
 
-def ask_plan(grid: Grid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event) -> dict[str, str]:
+def ask_plan(
+    grid: NamedGrid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
+) -> dict[str, str]:
     """Offers a plan; returns once every site has accepted it and preprocessed its cases, see :func:`ask_until_ready`."""
     return ask_until_ready(grid, sites, QUERY_PLAN, config, heads, stop)
 
 
 def ask_until_ready(
-    grid: Grid, sites: Collection[str], kind: str, config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
+    grid: NamedGrid, sites: Collection[str], kind: str, config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
 ) -> dict[str, str]:
     """Asks every node until all sites are ready. Nodes may come at any time.
 
@@ -119,65 +125,65 @@ def ask_until_ready(
         RunStopped: someone asked to stop.
     """
     told: dict[str, str] = {}
-    ready: set[int] = set()
-    failures: Counter[int] = Counter()
-    waited_for: set[str] | None = None
-    while missing := set(sites) - told.keys():
-        if missing != waited_for:
-            log.info("%s: waiting for %s", kind, ", ".join(sorted(missing)))
-            waited_for = missing
-        nodes = sorted(set(grid.get_node_ids()) - ready)
+    failures: Counter[str] = Counter()
+    said = -math.inf
+    while missing := sorted(set(sites) - told.keys()):
+        if time.monotonic() - said >= SAY_SECONDS:
+            log.info("%s: waiting for %s", kind, ", ".join(missing))
+            said = time.monotonic()
+        nodes = [node for node in sorted(grid.get_node_ids()) if grid.site_of[node] in missing]
         messages = [Message(RecordDict({CONFIG: ConfigRecord(dict(config))}), dst_node_id=node, message_type=kind) for node in nodes]
-        started = time.monotonic()
+        started, quiet = time.monotonic(), {grid.site_of[node] for node in nodes}
         for message in answers(grid, messages, ANSWER_SECONDS, stop):
-            _watch_failures(message, failures)
-            found = _read(message, sites, told, config["run_id"], heads)
-            if found is not None:
-                site, text = found
+            site = grid.site_of[message.metadata.src_node_id]
+            quiet.discard(site)
+            _watch_failures(message, site, failures)
+            text = _read(message, site, config["run_id"], heads)
+            if text is not None:
                 told[site] = text
-                ready.add(message.metadata.src_node_id)
+        for site in sorted(quiet):
+            log.warning("%s did not answer within %.0f s; it is asked again", site, ANSWER_SECONDS)
         heads.keep()
         if set(sites) - told.keys() and stop.wait(max(0.0, POLL_SECONDS - (time.monotonic() - started))):
             raise RunStopped("the run was stopped while sites were getting ready")
     return {site: told[site] for site in sorted(told)}
 
 
-def _watch_failures(message: Message, failures: "Counter[int]") -> None:
+def _watch_failures(message: Message, site: str, failures: "Counter[str]") -> None:
     """Ends the waiting where a site's process will never answer."""
-    node = message.metadata.src_node_id
     if not message.has_error():
-        failures.pop(node, None)
+        failures.pop(site, None)
         return
-    failures[node] += 1
+    failures[site] += 1
     if message.error.code == UNSIGNED:
         raise SiteFailed(
-            f"node {node} does not run this app: none of its trusted entities has signed it. Was the SuperLink started with the kit's "
+            f"{site} does not run this app: none of its trusted entities has signed it. Was the SuperLink started with the kit's "
             "start.sh, and by the version of fedsam-pipeline that this was submitted with?"
         )
-    if failures[node] == FAILURES_IN_A_ROW:
+    if failures[site] == FAILURES_IN_A_ROW:
         raise SiteFailed(
-            f"the process of node {node} failed {FAILURES_IN_A_ROW} times (Flower error {message.error.code}): see that SuperNode's log"
+            f"the process of {site} failed {FAILURES_IN_A_ROW} times (Flower error {message.error.code}): see that SuperNode's log"
         )
 
 
-def _read(message: Message, sites: Collection[str], told: Mapping[str, str], run_id: str, heads: AuditHeads) -> tuple[str, str] | None:
-    """Site and what it tells; ``None`` while it prepares, and for nodes that are none of the federation's sites."""
-    try:
-        site = answering_site(message, sites, told, heads.claim)
-        if (fault := trail_fault(heads, message, site)) is not None:
-            raise SiteFailed(f"an answer of {site} was refused: {fault}")
-    except AnswerRefused as error:
-        log.warning("the answer of node %d was refused: %s", message.metadata.src_node_id, error)
+def _read(message: Message, registered: str, run_id: str, heads: AuditHeads) -> str | None:
+    """What a site tells; ``None`` while it prepares, or where its process failed."""
+    if message.has_error():
+        log.warning("the process of %s failed (Flower error %d); it is asked again", registered, message.error.code)
         return None
-    config = message.content.config_records[CONFIG]
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
     if "failure" in config:
-        code = str(config["failure"])[:40]
-        raise SiteFailed(f"{site} reports {code}, id {config.get('failure_id')!s:.16}: see that site's log", code)
+        code, opaque = printable(config["failure"], 40), printable(config.get("failure_id"), 16)
+        raise SiteFailed(f"{registered} reports {code}, id {opaque}: see that site's log", code)
+    if config.get("site") != registered:
+        raise SiteFailed(f"{registered} answers as {printable(config.get('site'), 40)}")
+    if (fault := trail_fault(heads, message, registered)) is not None:
+        raise SiteFailed(f"an answer of {registered} was refused: {fault}")
     if config.get("run_id") != run_id:
-        raise SiteFailed(f"{site} answers for another run")
+        raise SiteFailed(f"{registered} answers for another run")
     if config.get(STATE) == PREPARING:
         return None
     text = config.get(TOLD)
     if config.get(STATE) != READY or not isinstance(text, str) or len(text) > MAX_ANSWER:
-        raise SiteFailed(f"{site} gives an answer that cannot be read")
-    return site, text
+        raise SiteFailed(f"{registered} gives an answer that cannot be read")
+    return text

@@ -6,13 +6,16 @@ Flower offers this as commands only; the functions behind them are used here, of
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import click
 from flwr.cli.flower_config import read_superlink_connection
-from flwr.cli.log import start_stream
+from flwr.cli.log import AllLogsRetrieved, stream_logs
 from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, StartRunRequest
+from flwr.proto.run_pb2 import RunStatus
+from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
 from fedsam_pipeline.errors import FedsamError
@@ -44,16 +47,7 @@ def submit(superlink: str, sites: Sequence[str] | None, configuration: Callable[
             fab = fab_to_proto(Fab(hashlib.sha256(app).hexdigest(), app, {}))
             with flwr_cli_exc_handler():
                 run_id = client.StartRun(StartRunRequest(fab=fab, override_config=run_config)).run_id
-            print(
-                f"run {run_id} of {superlink}; it goes on if this command is stopped: flwr stop {run_id} {superlink} stops it", flush=True
-            )
-            start_stream(run_id, client)
-            while True:
-                with flwr_cli_exc_handler():
-                    status = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
-                if status.status == FINISHED:
-                    break
-                time.sleep(POLL_SECONDS)
+            status = _followed(client, run_id, superlink)
         finally:
             client.close()
     except click.ClickException as error:
@@ -69,6 +63,27 @@ def submit(superlink: str, sites: Sequence[str] | None, configuration: Callable[
             found=f"{status.sub_status} {status.details}".strip(),
             fix="the lines above say why; mend it and repeat the command with --c",
         )
+
+
+def _followed(client: ControlHttpClient, run_id: int, superlink: str) -> RunStatus:
+    """Prints a run's log as it comes; its status when it has ended. Ctrl-C ends the printing, not the run."""
+    print(f"run {run_id} of {superlink}; it goes on if this command is stopped: flwr stop {run_id} {superlink} stops it", flush=True)
+    try:
+        with flwr_cli_exc_handler(), suppress(AllLogsRetrieved):
+            stream_logs(run_id, client, 0.0)
+        while True:
+            with flwr_cli_exc_handler():
+                status: RunStatus = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
+            if status.status == FINISHED:
+                return status
+            time.sleep(POLL_SECONDS)
+    except click.ClickException as error:
+        raise FedsamError(
+            "the connection to the run was lost",
+            found=error.format_message(),
+            expected="a SuperLink that answers until the run has ended",
+            fix=f"the run goes on without this command: flwr log {run_id} {superlink} shows what it prints, do not start it again",
+        ) from error
 
 
 def _chosen(superlink: str, sites: Sequence[str] | None, registered: Sequence[str]) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ It runs as a Flower ServerApp under a SuperLink, whose environment says where it
 
 import json
 import logging
+import re
 import secrets
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -21,20 +22,22 @@ from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.audit_heads import AuditHeads
-from fedsam_pipeline.files import make_folder, read_json, write_json
+from fedsam_pipeline.files import make_folder, parse_json, read_json, write_json
 from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.preparation import ask_fingerprints, ask_plan
 from fedsam_pipeline.flower.replies import MAX_EXAMPLES, SiteFailed
-from fedsam_pipeline.logs import log_file
+from fedsam_pipeline.logs import log_file, printable
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.registry import base_model_spec
+from fedsam_pipeline.model.trained_files import PLANS_FILE
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import DATASET_PATTERN, data_folders
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.fingerprints import FOLDER
 from fedsam_pipeline.pipeline.plans_file import check_triplanar
-from fedsam_pipeline.pipeline.site_node import SITE_FOLDER, Offer
-from fedsam_pipeline.pipeline.train import TrainingRun, finished
+from fedsam_pipeline.pipeline.site_node import Offer
+from fedsam_pipeline.pipeline.site_work import SITE_FOLDER
+from fedsam_pipeline.pipeline.train import TrainingRun, finished, refuse_existing
 from fedsam_pipeline.pipeline.train_request import (
     RunSetup,
     TrainRequest,
@@ -48,13 +51,16 @@ from fedsam_pipeline.planning.merge import merge_fingerprints
 from fedsam_pipeline.planning.rules import make_plan
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.postprocessing.candidates import candidate_volumes
+from fedsam_pipeline.specs.configuration import Configuration
 from fedsam_pipeline.specs.fingerprint import Fingerprint, WithheldFingerprint
-from fedsam_pipeline.specs.plans import Plans
+from fedsam_pipeline.specs.plans import Plans, is_plans_name
 from fedsam_pipeline.specs.recipe import Recipe
 
 log = logging.getLogger(__name__)
 REQUEST_KEY = "request"
 """of Flower's run configuration: JSON of a :class:`FederationRequest`"""
+FINGERPRINT_FILE = "fingerprint.json"
+_FOLD = re.compile(r"all|\d{1,3}")
 DATASET_KEYS = ("labels", "channel_names", "file_ending", "regions_class_order", "site_labels")
 """of ``dataset.json``: what says nothing of single cases"""
 
@@ -93,6 +99,10 @@ class FederationRequest:
             request = cls(**values | {"training": TrainRequest(**values["training"]), "sites": tuple(values["sites"])})
             if DATASET_PATTERN.match(request.dataset) is None or not request.sites or not all(map(is_safe_name, request.sites)):
                 raise ValueError("no dataset, or no names of sites")
+            if not is_plans_name(request.training.plans_name) or request.training.configuration not in get_args(Configuration):
+                raise ValueError("no name of a plan, or no configuration")
+            if _FOLD.fullmatch(request.training.fold) is None:
+                raise ValueError(f"no fold of real sites: {request.training.fold!r:.40}")
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise FedsamError(
                 "the run configuration holds no request",
@@ -119,11 +129,17 @@ def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
     make_folder(folder)
     sites = NamedGrid(grid, request.sites)
     with log_file(folder / "logs", "federation"):
+        recipe = with_aggregation(Recipe.from_dict(dict(request.recipe)), request.training)
+        place = run_place(recipe, request.training.plans_name, request.training, "federated")
+        if not all(map(is_safe_name, place.split("/"))):
+            raise FedsamError("this request gives no folder for its run", found=repr(place), expected="names of letters, digits, _ . and -")
+        run_folder = folders.results / request.dataset / place
+        refuse_existing(run_folder, request.training)  # before any site is asked for anything
         heads = AuditHeads(folder / SITE_FOLDER, sites.site_of)
-        fingerprint, plans = _plan(sites, request, folder, heads, stop)
+        fingerprint, plans = _plan(sites, request, folder, run_folder, heads, stop)
         dataset = _dataset_json(folders.raw / request.dataset / "dataset.json", plans, request.sites)
         write_json(folder / "dataset.json", dataset)
-        setup, place = _setup(request, plans, fingerprint, dataset, folders.results)
+        setup = _setup(request, recipe, plans, fingerprint, dataset, run_folder)
 
         def connect(serve_rounds: Callable[[Grid, threading.Event], None]) -> None:
             offer = Offer(run.state["run_id"], place, plans, setup.model.recipe, setup.model.configuration, setup.model.random_encoder)
@@ -137,11 +153,18 @@ def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
         return finished(run, request.training, None)
 
 
-def _plan(grid: Grid, request: FederationRequest, folder: Path, heads: AuditHeads, stop: threading.Event) -> tuple[Fingerprint, Plans]:
-    """The plan that the sites' fingerprints give, or of a run that is continued the one it has."""
-    path, merged = folder / f"{request.training.plans_name}.json", folder / "fingerprint.json"
-    if request.training.resume and path.exists():
-        return Fingerprint.load(merged), Plans.load(path)
+def _plan(
+    grid: NamedGrid, request: FederationRequest, folder: Path, run_folder: Path, heads: AuditHeads, stop: threading.Event
+) -> tuple[Fingerprint, Plans]:
+    """The plan that the sites' fingerprints give; of a run that is continued its own."""
+    kept, wanted = run_folder / FINGERPRINT_FILE, request.training.base_model
+    if request.training.resume and kept.exists():
+        plans = Plans.load(run_folder / PLANS_FILE)
+        if wanted not in (None, plans.base_model):
+            raise FedsamError(
+                "this run is for another base model", path=run_folder, found=plans.base_model, expected=wanted, fix="leave -m out"
+            )
+        return Fingerprint.load(kept), plans
     told = ask_fingerprints(grid, request.sites, {"run_id": secrets.token_hex(8), "dataset": request.dataset}, heads, stop)
     released = {site: _released(site, text) for site, text in told.items()}
     for site, document in released.items():
@@ -157,27 +180,31 @@ def _plan(grid: Grid, request: FederationRequest, folder: Path, heads: AuditHead
     log.info("planning from %s%s", ", ".join(known), "" if len(known) == len(released) else "; the others have too few cases to tell")
     fingerprint = merge_fingerprints(known)
     plans = make_plan(fingerprint, base_model_spec(request.base_model), plans_name=request.training.plans_name)
-    fingerprint.save(merged)
+    path = folder / f"{plans.plans_name}.json"
+    if path.exists() and Plans.load(path) != plans:
+        log.warning("%s was another plan; it is replaced by the one that the sites' fingerprints give", path)
+    fingerprint.save(folder / FINGERPRINT_FILE)
     plans.save(path)
+    fingerprint.save(kept)
     return fingerprint, plans
 
 
 def _released(site: str, text: str) -> Fingerprint | WithheldFingerprint:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         return WithheldFingerprint.from_dict(value) if "withheld" in value else Fingerprint.from_dict(value)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, FedsamError) as error:
         raise SiteFailed(f"the fingerprint of {site} cannot be read ({type(error).__name__})") from error
 
 
 def _validated(site: str, text: str) -> int:
     """The validation cases of a site in all folds, as it tells: a bound for what its sums may hold."""
     try:
-        number = json.loads(text)["validated"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        number = parse_json(text)["validated"]
+    except (ValueError, TypeError, KeyError) as error:
         raise SiteFailed(f"what {site} tells of its folds cannot be read ({type(error).__name__})") from error
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_EXAMPLES:
-        raise SiteFailed(f"{site} tells of {number!r:.40} validation cases")
+        raise SiteFailed(f"{site} tells of {printable(number, 40)} validation cases")
     return number
 
 
@@ -199,19 +226,17 @@ def _dataset_json(path: Path, plans: Plans, sites: Sequence[str]) -> dict[str, A
 
 
 def _setup(
-    request: FederationRequest, plans: Plans, fingerprint: Fingerprint, dataset: Mapping[str, Any], results: Path
-) -> tuple[RunSetup, str]:
-    """The run without its sites' counts, and its place below the results of the dataset."""
+    request: FederationRequest, recipe: Recipe, plans: Plans, fingerprint: Fingerprint, dataset: Mapping[str, Any], folder: Path
+) -> RunSetup:
+    """The run without its sites' counts."""
     training = request.training
-    recipe = with_aggregation(Recipe.from_dict(dict(request.recipe)), training)
     if training.configuration == "triplanar":
         check_triplanar(plans, Path(f"{plans.plans_name}.json"))
     weights = find_weights(base_model_spec(plans.base_model))
     model = ModelSetup(plans, recipe, weights, training.random_encoder, None, training.configuration)
-    place = run_place(recipe, plans.plans_name, training, "federated")
     schedule = run_schedule(plans, recipe, training, len(request.sites))
-    setup = RunSetup(
-        folder=results / request.dataset / place,
+    return RunSetup(
+        folder=folder,
         sites=(),
         labels=read_label_scheme(dataset, Path("dataset.json")),
         schedule=schedule,
@@ -224,7 +249,6 @@ def _setup(
         validated={},
         coverage=planned_coverage(fingerprint, plans),
     )
-    return setup, place
 
 
 server_app = ServerApp()

@@ -5,6 +5,7 @@ message meets a fresh process, so all that a run needs lies on the site's disk.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,6 @@ from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import is_safe_name, read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.flower.client_app import AgreementBroken
 from fedsam_pipeline.flower.messages import CONFIG
@@ -28,10 +28,10 @@ from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import DATASET_PATTERN, data_folders
-from fedsam_pipeline.pipeline.fingerprints import FOLDER
+from fedsam_pipeline.pipeline.site_folders import clear_site
 from fedsam_pipeline.pipeline.site_job import SiteJob
 from fedsam_pipeline.pipeline.site_setups import Machine, StoredDataset, site_setup
-from fedsam_pipeline.pipeline.site_work import FINGERPRINT, PREPARE, site_dataset
+from fedsam_pipeline.pipeline.site_work import FINGERPRINT, PREPARE, SITE_FOLDER
 from fedsam_pipeline.planning.privacy import DEFAULT_FLOOR
 from fedsam_pipeline.preprocessing.store import store_folder
 from fedsam_pipeline.specs.configuration import Configuration
@@ -40,9 +40,7 @@ from fedsam_pipeline.specs.recipe import Recipe
 
 AGREED_KEYS = ("plan_sha256", "recipe_sha256", "weights_sha256")
 """keys of a SuperNode's configuration: where one is set, the site takes part in nothing else"""
-SITE_FOLDER = "federation"
-"""in the preprocessed dataset: log, audit trail and jobs of the time before a run"""
-RUN_PARTS = 3
+_PLACE = re.compile(r"[^/]+/federated__[^/]+/fold_(all|\d{1,3})")
 PATIENCE = 20.0
 """seconds that an answer waits for measuring and preprocessing: each question starts a process at the site"""
 OFFER_KEYS = ("run_id", "run", "plans", "recipe", "configuration", "encoder")
@@ -78,6 +76,13 @@ class SiteNode:
             FedsamError: the SuperNode's configuration names no site, or holds a wrong value.
         """
         config = context.node_config
+        if unknown := sorted(set(config) - {"site", "privacy_floor", "device", *AGREED_KEYS}):
+            raise FedsamError(
+                "unknown keys in the configuration of a SuperNode",
+                found=", ".join(unknown),
+                expected=f"site, privacy_floor, device, {', '.join(AGREED_KEYS)}",
+                fix="mend --node-config in its start.sh: a key that is not known would protect from nothing",
+            )
         site = config.get("site")
         if not isinstance(site, str) or not is_safe_name(site):
             raise FedsamError(
@@ -114,53 +119,55 @@ class SiteNode:
         return {"raw": str(raw.absolute()), "preprocessed": str(self.folder.absolute()), "site": self.site}
 
     def fingerprint(self, config: ConfigRecord) -> Told:
-        """See ``PreparedSite``. Measured anew for every run: cases may have come."""
-        site_dataset(self.raw_root / self.dataset, self.site)
+        """See ``PreparedSite``."""
         asked = {"kind": FINGERPRINT, "privacy_floor": self.privacy_floor, "run_id": str(config["run_id"]), **self._where}
-        if not SiteJob(self.state_folder / "jobs", asked).ready(PATIENCE):
-            return Told(None)
-        return Told((self.folder / FOLDER / f"{self.site}.json").read_text(encoding="utf-8"))
+        return Told(SiteJob(self.state_folder / "jobs", asked).told(PATIENCE))
 
     def prepare(self, config: ConfigRecord) -> Told:
         """See ``PreparedSite``.
 
         Raises:
-            AgreementBroken: plan, recipe or base weights are not what their hashes say, or not what this site agreed to.
+            AgreementBroken: plan, recipe or base weights are not what their hashes say, or not what this site agreed to; or the run's
+                place is taken by what this site has trained itself.
         """
         offer = Offer.read(config)
         offer.check(config, self.agreed)
         if offer.plans.dataset_name != self.dataset:
             raise AgreementBroken(f"the plan is for {offer.plans.dataset_name!r:.80}, the message for {self.dataset}")
-        asked = {"kind": PREPARE, "plans": offer.plans.to_dict(), "run_id": offer.run_id, **self._where}
-        if not SiteJob(self.state_folder / "jobs", asked).ready(PATIENCE):
-            return Told(None)
-        self._accept(offer)
-        splits = load_splits(self.folder / "splits_final.json", self._cases(), None)
-        return Told(json.dumps({"validated": sum(len(split["val"]) for split in splits)}))
+        fold = self.results_root / self.dataset / offer.run
+        if (fold / "run.json").exists():
+            raise AgreementBroken(f"{offer.run} is a run that this machine has trained itself")
+        asked = {"kind": PREPARE, "plans": offer.plans.to_dict(), "fold": offer.fold, "run_id": offer.run_id, **self._where}
+        told = SiteJob(self.state_folder / "jobs", asked).told(PATIENCE)
+        if told is not None:
+            self._accept(offer)
+        return Told(told)
 
     def setup(self, run_id: str) -> SiteSetup:
-        """What it trains and scores with in a run that it accepted."""
-        offer = Offer.from_dict(read_json(self._accepted(run_id)))
+        """What it trains and scores with in a run that it accepted.
+
+        Raises:
+            AgreementBroken: its people have agreed to something else since.
+        """
+        accepted = read_json(self._accepted(run_id))
+        offer = Offer.from_dict(accepted)
+        offer.check(offer.model().agreement(), self.agreed)
         dataset = read_json(self.folder / "dataset.json")
         labels = read_label_scheme(dataset, self.folder / "dataset.json")
-        patients = dataset.get("patients", {})
-        cases = self._cases()
-        splits = load_splits(self.folder / "splits_final.json", cases, patients)
-        fold = self.results_root / self.dataset / offer.run
-        number = fold.name.removeprefix("fold_")
-        chosen = {"train": cases, "val": []} if number == "all" else splits[int(number)]
+        train, val = (list(map(str, accepted[part])) for part in ("train", "val"))
         annotated = labels.annotated(read_site_labels(dataset, self.folder / "dataset.json", {self.site}, labels))
         model = offer.model()
         data = StoredDataset(
             store_folder(self.folder, offer.plans),
-            dict.fromkeys(cases, self.site),
+            dict.fromkeys((*train, *val), self.site),
             labels,
             annotated,
-            patients,
-            len(splits),
+            dataset.get("patients", {}),
+            int(accepted["num_folds"]),
             self.privacy_floor,
         )
-        return site_setup(self.site, chosen["train"], chosen["val"], data, model, fold, Machine(self.device, workers=1))
+        fold = self.results_root / self.dataset / offer.run
+        return site_setup(self.site, train, val, data, model, fold, Machine(self.device, workers=1))
 
     def _cases(self) -> list[str]:
         return sorted(read_json(self.folder / "dataset.json")["sites"][self.site])
@@ -171,14 +178,18 @@ class SiteNode:
         return self.state_folder / "runs" / f"{run_id}.json"
 
     def _accept(self, offer: "Offer") -> None:
-        """Writes it down. A new run in the place of an older one starts without that one's state."""
+        """Writes it down, with the cases as they are now: those of a run do not change. A new run in the place of an older one starts
+        without what that one left."""
         path = self._accepted(offer.run_id)
         if path.exists():
             return
-        state = self.results_root / self.dataset / offer.run / "sites" / self.site
-        CheckpointSeries(state, "state_r").clear()
-        (self.results_root / self.dataset / offer.run / "execution" / f"{self.site}.json").unlink(missing_ok=True)
-        write_json(path, offer.to_dict())
+        cases, patients = self._cases(), read_json(self.folder / "dataset.json").get("patients", {})
+        splits = load_splits(self.folder / "splits_final.json", cases, patients)
+        chosen = {"train": cases, "val": []} if offer.fold == "all" else dict(splits[int(offer.fold)])
+        fold = self.results_root / self.dataset / offer.run
+        clear_site(fold / "sites" / self.site)
+        (fold / "execution" / f"{self.site}.json").unlink(missing_ok=True)
+        write_json(path, {**offer.to_dict(), **chosen, "num_folds": len(splits)})
 
 
 @dataclass(frozen=True)
@@ -219,8 +230,8 @@ class Offer:
     def from_dict(cls, values: Mapping[str, str]) -> "Offer":
         """As ``to_dict`` gave it; ``ValueError`` or ``FedsamError`` where it is not."""
         parts = values["run"].split("/")
-        if len(parts) != RUN_PARTS or not all(map(is_safe_name, parts)) or not parts[-1].startswith("fold_"):
-            raise ValueError(f"no place of a run: {values['run']!r:.80}")
+        if not all(map(is_safe_name, parts)) or _PLACE.fullmatch(values["run"]) is None:
+            raise ValueError(f"no place of a federated run: {values['run']!r:.80}")
         configuration = values["configuration"]
         if configuration not in ("main", "triplanar"):
             raise ValueError(f"no configuration: {configuration!r:.40}")
@@ -235,6 +246,11 @@ class Offer:
             configuration,  # type: ignore[arg-type]
             values["encoder"] == "random",
         )
+
+    @property
+    def fold(self) -> str:
+        """Its number, or ``all``."""
+        return self.run.rpartition("fold_")[2]
 
     def to_dict(self) -> dict[str, str]:
         """Plain text by key, as in the message and on disk."""

@@ -1,5 +1,6 @@
 """``fedsam_train_federated --superlink``: checks what was asked for, and hands it to the federation's server."""
 
+import re
 from collections.abc import Sequence
 
 from fedsam_pipeline.errors import FedsamError
@@ -8,6 +9,7 @@ from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL, base_model_spec
 from fedsam_pipeline.paths import DATASET_PATTERN
 from fedsam_pipeline.pipeline.federation_server import REQUEST_KEY, FederationRequest
 from fedsam_pipeline.pipeline.train_request import TrainRequest, with_aggregation
+from fedsam_pipeline.specs.plans import check_plans_name
 from fedsam_pipeline.specs.recipe import load_recipe
 
 
@@ -30,6 +32,13 @@ def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] 
         faults.append(f"--protocol {request.protocol}: hospitals train together")
     if request.init is not None:
         faults.append("--init: the sites do not have that folder")
+    if re.fullmatch(r"all|\d{1,3}", request.fold) is None:
+        faults.append(f"-f {request.fold}: each site has its own folds, 0 to 4, or all")
+    simulated = {"--workers": request.workers, "--compile": request.compiled, "-gpu_memory_target": request.gpu_memory_target}
+    faults += [f"{flag}: of the simulation; each site computes as its own machine says" for flag, value in simulated.items() if value]
+    if request.device != "auto":
+        faults.append('-device: each site has its own (device="cpu" in its --node-config)')
+    check_plans_name(request.plans_name)
     if faults:
         raise FedsamError(
             "these flags do not make a federation", found="; ".join(faults), expected="-d in full and no such flag", fix="mend them"

@@ -20,12 +20,11 @@ from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
-from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
-from fedsam_pipeline.flower.site_worker import FEATURES_FOLDER, PERSONAL_FOLDER, SiteSetup, SiteWorker
+from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write_adapter, write_documents
 from fedsam_pipeline.pipeline.choose_postprocessing import choose_postprocessing
@@ -34,11 +33,11 @@ from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_bytes
 from fedsam_pipeline.pipeline.progress_picture import ProgressPicture
 from fedsam_pipeline.pipeline.run_timing import run_timing
+from fedsam_pipeline.pipeline.site_folders import clear_site
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
 from fedsam_pipeline.specs.canonical import sha256_of
 from fedsam_pipeline.specs.manifest import Manifest
-from fedsam_pipeline.training.feature_pool import FILE_NAME
 
 log = logging.getLogger(__name__)
 BUSY = "another process trains in this folder"
@@ -85,6 +84,18 @@ def finished(run: "TrainingRun", request: TrainRequest, started: float | None) -
             ) from error
 
 
+def refuse_existing(folder: Path, request: TrainRequest) -> None:
+    """Refuses a folder with a run in it that the request neither continues nor overwrites."""
+    path = folder / "run.json"
+    if path.exists() and not request.resume and not request.overwrite:
+        raise FedsamError(
+            "this run exists already",
+            path=folder,
+            found=f"status {read_json(path).get('status')}",
+            fix="--c to continue it, --overwrite to start over, or another --seed",
+        )
+
+
 class TrainingRun:
     """One run on disk: ``run.json``, ``progress.jsonl``, ``communication.json``, checkpoints, the trained model."""
 
@@ -115,16 +126,10 @@ class TrainingRun:
     def _earlier(self) -> dict[str, Any] | None:
         """The state of an earlier run that this one continues; ``None`` where it starts afresh."""
         path = self._folder / "run.json"
-        if not path.exists() or self._request.overwrite:
-            return None
-        if self._request.resume:
+        if self._request.resume and path.exists() and not self._request.overwrite:
             return self._compatible(path)
-        raise FedsamError(
-            "this run exists already",
-            path=self._folder,
-            found=f"status {read_json(path).get('status')}",
-            fix="--c to continue it, --overwrite to start over, or another --seed",
-        )
+        refuse_existing(self._folder, self._request)
+        return None
 
     def _compatible(self, path: Path) -> dict[str, Any]:
         """An earlier state, if it is of the same run: everything that decides the numbers must agree."""
@@ -154,11 +159,8 @@ class TrainingRun:
         ):
             (self._folder / name).unlink(missing_ok=True)
         for site in self._setup.all_sites:
-            for name in ("validation.json", "validation_shared.json", f"{PERSONAL_FOLDER}/{BUNDLE_FILE}", f"{FEATURES_FOLDER}/{FILE_NAME}"):
-                (site.state_folder / name).unlink(missing_ok=True)
-            KeptMasks(site.state_folder).clear()
-        for series in (self._checkpoints, *(CheckpointSeries(site.state_folder, "state_r") for site in self._setup.sites)):
-            series.clear()
+            clear_site(site.state_folder)
+        self._checkpoints.clear()
 
     def _identity(self) -> dict[str, Any]:
         setup = self._setup

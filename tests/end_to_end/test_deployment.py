@@ -105,7 +105,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def test_two_hospitals_train_from_raw_data_to_the_model(deployment: Deployment) -> None:
-    flags = "-m tiny_random -f all --rounds 1 --local_steps 1 -device cpu"  # few messages: each starts a process at each site
+    flags = "-m tiny_random -f all --rounds 1 --local_steps 1"  # few messages: each starts a process at each site
     printed = run(deployment.folder, f"fedsam_train_federated -d {NAME} --superlink trial {flags}", deployment.variables)
     assert "planning from site_a, site_b" in printed and "round 1:" in printed
     results = deployment.folder / "server" / "results" / FOLD

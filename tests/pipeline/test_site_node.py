@@ -1,5 +1,6 @@
 """What a hospital's node refuses: a configuration that does not say who it is, and runs that it did not agree to."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 
+from fedsam_pipeline.dataset.raw import load_raw_dataset
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.client_app import AgreementBroken
@@ -59,6 +61,8 @@ def message_of(offer: Offer, **changes: str) -> dict[str, Any]:
         ({"site": "site_a", "privacy_floor": 0}, "no number of patients"),
         ({"site": "site_a", "privacy_floor": "1"}, "no number of patients"),
         ({"site": "site_a", "privacy_floor": True}, "no number of patients"),
+        ({"site": "site_a", "plans_sha256": "1" * 64}, r"unknown keys[\s\S]*plans_sha256[\s\S]*plan_sha256"),
+        ({"site": "site_a", "privacyfloor": 10}, r"unknown keys[\s\S]*privacyfloor"),
     ],
 )
 def test_a_node_that_is_configured_wrongly(node_config: Mapping[str, Any], says: str) -> None:
@@ -98,7 +102,10 @@ def test_an_offer_without_a_part(offer: Offer, key: str) -> None:
     [
         {"run": "../../etc/fold_0"},
         {"run": "a/b/c"},
-        {"run": "a/b/fold_0/d"},
+        {"run": "a/federated__b/fold_0/d"},
+        {"run": "a/local-site_a__b/fold_0"},
+        {"run": "a/federated__b/fold_0-inner"},
+        {"run": "a/federated__b/fold_-1"},
         {"plans": "["},
         {"plans": "{}"},
         {"plans": "[" * 100_000},
@@ -142,7 +149,7 @@ def test_a_site_refuses_another_plan_before_it_does_anything(hospital: SiteNode,
 
 def test_a_plan_for_other_labels(hospital: SiteNode, offer: Offer) -> None:
     other = Plans.from_dict(offer.plans.to_dict() | {"labels": {"background": 0, "liver": 1}})
-    asked = {"kind": PREPARE, "plans": other.to_dict(), "site": "site_a", "raw": str(hospital.raw_root / NAME)}
+    asked = {"kind": PREPARE, "plans": other.to_dict(), "site": "site_a", "fold": "0", "raw": str(hospital.raw_root / NAME)}
     with pytest.raises(FedsamError, match=r"does not fit this site's dataset[\s\S]*liver"):
         WORK[PREPARE](asked | {"preprocessed": str(hospital.folder)})
     assert not hospital.folder.exists()
@@ -153,7 +160,57 @@ def test_a_folder_with_another_sites_cases(hospital: SiteNode) -> None:
         site_dataset(hospital.raw_root / NAME, "site_b")
 
 
-def test_what_a_site_measures_is_what_it_releases(hospital: SiteNode) -> None:
-    asked = {"kind": FINGERPRINT, "site": "site_a", "raw": str(hospital.raw_root / NAME), "privacy_floor": 100}
-    WORK[FINGERPRINT](asked | {"preprocessed": str(hospital.folder)})
-    assert read_json(hospital.folder / "fingerprints" / "site_a.json").keys() >= {"withheld"}
+def measured(hospital: SiteNode, floor: int) -> dict[str, Any]:
+    asked = {"kind": FINGERPRINT, "site": "site_a", "raw": str(hospital.raw_root / NAME), "privacy_floor": floor}
+    return dict(json.loads(WORK[FINGERPRINT](asked | {"preprocessed": str(hospital.folder)})))
+
+
+def drop_cases(hospital: SiteNode, number: int) -> None:
+    """Takes labelled cases away, and says so in dataset.json."""
+    raw = hospital.raw_root / NAME
+    masks = sorted((raw / "labelsTr").iterdir())
+    for mask in masks[:number]:
+        mask.unlink()
+        for image in (raw / "imagesTr").glob(f"{mask.name.split('.')[0]}_*"):
+            image.unlink()
+    content = read_json(raw / "dataset.json")
+    (raw / "dataset.json").write_text(json.dumps(content | {"numTraining": len(masks) - number}))
+
+
+def test_what_may_not_leave_is_withheld(hospital: SiteNode) -> None:
+    assert "withheld" in measured(hospital, floor=100)
+
+
+def test_one_patient_more_or_less_is_not_told(hospital: SiteNode) -> None:
+    """Two fingerprints that differ by one patient are that patient."""
+    before = measured(hospital, floor=2)
+    (hospital.folder / "fingerprints" / "site_a.json").write_text('{"of": "another command, without a floor"}')
+    drop_cases(hospital, 1)
+    assert measured(hospital, floor=2) == before
+    with pytest.raises(FedsamError, match=r"another privacy floor[\s\S]*floor 2, 1 patients have changed[\s\S]*floor 3 as now"):
+        measured(hospital, floor=3)
+    assert measured(hospital, floor=1) != before, "at floor 1 the site says that single patients may be known"
+
+
+def test_splits_of_other_cases_stop_before_the_long_work(hospital: SiteNode, offer: Offer) -> None:
+    hospital.folder.mkdir(parents=True)
+    (hospital.folder / "splits_final.json").write_text(json.dumps([{"train": ["gone"], "val": []}]))
+    dataset = load_raw_dataset(hospital.raw_root / NAME)
+    plans = Plans.from_dict(offer.plans.to_dict() | {"labels": dict(dataset.labels)})
+    names = [{**offer.plans.channels[0].model_dump(), "name": name} for name in dataset.channel_names]
+    plans = Plans.from_dict(plans.to_dict() | {"channels": names})
+    asked = {"kind": PREPARE, "plans": plans.to_dict(), "site": "site_a", "raw": str(hospital.raw_root / NAME)}
+    with pytest.raises(FedsamError, match=r"splits_final\.json"):
+        WORK[PREPARE](asked | {"fold": "0", "preprocessed": str(hospital.folder)})
+    (hospital.folder / "splits_final.json").unlink()
+    with pytest.raises(FedsamError, match="no such fold"):
+        WORK[PREPARE](asked | {"fold": "7", "preprocessed": str(hospital.folder)})
+    assert not list(hospital.folder.glob("store_*"))
+
+
+def test_a_place_that_this_machine_trained_in_itself(hospital: SiteNode, offer: Offer) -> None:
+    fold = hospital.results_root / NAME / offer.run
+    fold.mkdir(parents=True)
+    (fold / "run.json").write_text("{}")
+    with pytest.raises(AgreementBroken, match="this machine has trained itself"):
+        hospital.prepare(ConfigRecord(message_of(offer)))

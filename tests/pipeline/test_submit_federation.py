@@ -31,6 +31,11 @@ def refused(capsys: pytest.CaptureFixture[str], command: str) -> str:
         (f"-d {NAME} --init folder", "--init: the sites do not have that folder"),
         (f"-d {NAME} -r nowhere.toml", "nowhere.toml"),
         (f"-d {NAME} -m sam9", "sam9"),
+        (f"-d {NAME} -f 0-inner", "-f 0-inner: each site has its own folds"),
+        (f"-d {NAME} --workers 2 --compile", "--compile: of the simulation"),
+        (f"-d {NAME} -device cpu", "-device: each site has its own"),
+        (f"-d {NAME} -p dataset", "this cannot be the name of a plan"),
+        (f"-d {NAME} -p ../plans", "this cannot be the name of a plan"),
         (f"-d {NAME} --dry_run", "hospitals cannot be probed from here"),
     ],
 )
@@ -88,6 +93,10 @@ GOOD: dict[str, Any] = {"dataset": NAME, "sites": ["site_a"], "training": {}, "r
         json.dumps(GOOD | {"sites": []}),
         json.dumps(GOOD | {"sites": ["../site"]}),
         json.dumps(GOOD | {"training": {"flag": 1}}),
+        json.dumps(GOOD | {"training": {"plans_name": "../../plans"}}),
+        json.dumps(GOOD | {"training": {"plans_name": "dataset"}}),
+        json.dumps(GOOD | {"training": {"fold": "0/../../x"}}),
+        json.dumps(GOOD | {"training": {"configuration": "../x"}}),
         json.dumps(GOOD | {"more": 1}),
     ],
 )
