@@ -14,7 +14,7 @@ from torch.nn import functional
 
 SMALL_WINDOW = 128
 """tokens up to which scores are computed at once and kept for the backward pass: faster than computing them again, and a small part of what
-a training step keeps. At 196 tokens of ViT-B both take as long, and the scores would be a seventh of what is kept"""
+a training step keeps. At 196 tokens of ViT-B both take as long, and the scores are no small part any more"""
 SCORES_AT_ONCE = 1 << 21
 """of larger windows: what fits the caches of a few cores"""
 

@@ -70,5 +70,3 @@ def settle_frozen(model: nn.Module, dtype: torch.dtype | None) -> None:
     for layer in model.modules():
         if type(layer) is CastLinear and not any(parameter.requires_grad for parameter in layer.parameters()):
             layer.to(dtype)
-            layer._source, layer._stamp = (), ()
-            layer.__dict__.pop("_kept", None)

@@ -181,9 +181,8 @@ class LocalTrainer:
         labels = batch.labels.to(self._device, non_blocking=True)
         annotated = None if batch.annotated is None else batch.annotated.to(self._device, non_blocking=True)
         parts = [partial(self._forward, encode, images, prompts) for images, prompts in self._parts(batch)]
-        with (
-            torch.no_grad()
-        ):  # what the loss needs of the whole batch are its logits; all parts but one are computed again for their gradients
+        # what the loss needs of the whole batch are its logits; all parts but the last are computed again for their gradients
+        with torch.no_grad():
             earlier = [forward() for forward in parts[:-1]]
         last = logits = parts[-1]()
         if earlier:

@@ -1,8 +1,8 @@
 """A federation of tiny sites in this process: its setups, its model, its round loop."""
 
-from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from fedsam_pipeline.federation.audit_heads import AuditHeads
@@ -86,15 +86,16 @@ class Federation:
             tensors = self.aggregator.restore(rest)
         return self.loop.run(tensors, rounds_done)
 
+    def run_until(self, last: int) -> None:
+        """The run is cut in a round whose records are written and whose checkpoint is not: all sites have trained it."""
 
-def stop_in(last: int) -> Callable[[RoundRecord], None]:
-    """For ``on_round``: the run is cut in a round whose records are written and whose checkpoint is not."""
+        def on_round(record: RoundRecord) -> None:
+            if record.progress["round"] == last:
+                raise KeyboardInterrupt
 
-    def on_round(record: RoundRecord) -> None:
-        if record.progress["round"] == last:
-            raise KeyboardInterrupt
-
-    return on_round
+        self.loop._on_round = on_round
+        with pytest.raises(KeyboardInterrupt):
+            self.run()
 
 
 def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

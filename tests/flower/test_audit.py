@@ -13,7 +13,7 @@ from fedsam_pipeline.federation.audit_chain import AUDIT_FILE, START, AuditLine,
 from fedsam_pipeline.federation.audit_heads import HEADS_FILE, fault_against, load_heads
 from fedsam_pipeline.flower.messages import AUDIT_HEAD, AUDIT_PREVIOUS, CONFIG, PAYLOAD, content_sha256, message_bytes
 from fedsam_pipeline.flower.replies import SiteFailed
-from tests.flower.federations import SITES, Federation, assert_equal, start, stop_in
+from tests.flower.federations import SITES, Federation, assert_equal, start
 
 
 def trail(folder: Path, site: str) -> list[AuditLine]:
@@ -73,9 +73,7 @@ def test_the_line_is_on_the_disk_before_the_bytes_leave(tmp_path: Path, monkeypa
 def test_a_continued_run_continues_the_trail(tmp_path: Path) -> None:
     whole = Federation(tmp_path / "whole").run()
     first = Federation(tmp_path / "cut")
-    first.loop._on_round = stop_in(3)
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
+    first.run_until(3)
     second = Federation(tmp_path / "cut")
     assert_equal(second.run(rounds_done=2), whole)
     lines = trail(tmp_path / "cut", "site_b")
@@ -150,9 +148,7 @@ def speak_as(federation: Federation, liar: str, name: str, monkeypatch: pytest.M
 def test_nobody_can_spoil_the_trail_of_another_site(tmp_path: Path, first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     sites = {"site_a": 1, "site_b": 1}
     begun = Federation(tmp_path, sites)
-    begun.loop._on_round = stop_in(2)
-    with pytest.raises(KeyboardInterrupt):
-        begun.run()
+    begun.run_until(2)
     before = (tmp_path / HEADS_FILE).read_bytes()
     spoiled = Federation(tmp_path, sites)
     with monkeypatch.context() as patch:
@@ -177,9 +173,7 @@ def test_a_name_that_is_no_site_of_the_run_is_noted_nowhere(tmp_path: Path, name
 
 def test_who_lacks_the_reference_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Federation(tmp_path)
-    first.loop._on_round = stop_in(3)
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
+    first.run_until(3)
     shutil.rmtree(tmp_path / "sites" / "site_b")
     for name, words in (("site_z", "there is no site 'site_z'"), ("site_a", "two nodes answer for the same site, site_a")):
         second = Federation(tmp_path)
@@ -214,9 +208,7 @@ def test_a_reply_without_a_head_is_refused(tmp_path: Path, value: object, monkey
 
 def test_a_joiner_without_its_trail_is_taken_and_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = Federation(tmp_path)
-    first.loop._on_round = stop_in(3)
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
+    first.run_until(3)
     shutil.rmtree(tmp_path / "sites" / "site_b")
     second = Federation(tmp_path)
     second.run(rounds_done=2)

@@ -10,7 +10,7 @@ from fedsam_pipeline.flower.site_worker import SiteWorker, worker_model
 from fedsam_pipeline.model.lora import lora_layers
 from fedsam_pipeline.specs.recipe import load_recipe
 from fedsam_pipeline.training import local_trainer
-from tests.flower.federations import Federation, model, setups, start, stop_in
+from tests.flower.federations import Federation, model, setups, start
 
 
 def test_validation_leaves_every_weight_as_it_was_bit_for_bit(tmp_path: Path) -> None:
@@ -40,9 +40,7 @@ def test_a_process_that_scores_first_can_train(tmp_path: Path, monkeypatch: pyte
     for module in (site_worker, local_trainer):  # as on a machine with units for bfloat16: frozen weights are cast, and the casts kept
         monkeypatch.setattr(module, "autocast_dtype", lambda _device: torch.bfloat16)
     first = Federation(tmp_path, recipe=load_recipe(recipe), val_every=1)
-    first.loop._on_round = stop_in(2)
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
+    first.run_until(2)
     site_worker._models.clear()  # the processes are gone; round 2 scores what it received, then trains
     second = Federation(tmp_path, recipe=load_recipe(recipe), val_every=1)
     second.run(rounds_done=1)

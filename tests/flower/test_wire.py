@@ -13,7 +13,7 @@ from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.flower.messages import CONFIG, PAYLOAD, from_record, to_record
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.specs.manifest import Wire
-from tests.flower.federations import Federation, assert_equal, stop_in
+from tests.flower.federations import Federation, assert_equal
 
 LOSSY: tuple[Wire, ...] = ("fp16", "int8", "int4")
 
@@ -56,9 +56,7 @@ def test_a_lossy_run_that_was_cut_continues_bit_for_bit(tmp_path: Path, wire: Wi
     expected = whole.run()
     scores = whole.loop.evaluate(expected).shared
     first = Federation(tmp_path / "cut", wire=wire)
-    first.loop._on_round = stop_in(3)  # the sites have trained round 3, the server has no checkpoint of it
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
+    first.run_until(3)
     second = Federation(tmp_path / "cut", wire=wire)
     found = second.run(rounds_done=2)
     assert_equal(found, expected)
@@ -72,9 +70,7 @@ def test_a_lossy_run_that_was_cut_continues_bit_for_bit(tmp_path: Path, wire: Wi
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_joiner_gets_the_full_state_and_the_others_do_not(tmp_path: Path, wire: Wire) -> None:
     federation = Federation(tmp_path, wire=wire)
-    federation.loop._on_round = stop_in(3)
-    with pytest.raises(KeyboardInterrupt):
-        federation.run()
+    federation.run_until(3)
     shutil.rmtree(tmp_path / "sites" / "site_b")
     continued = Federation(tmp_path, wire=wire)
     continued.run(rounds_done=2)  # what a site holds in round 1 it builds itself: a joiner in round 2 needs no full state
