@@ -43,6 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     renew = add("renew", "make the server's next certificate, for the same key and names")
     renew.add_argument("folder", type=Path, metavar="KIT", help="the whole kit, with ca/ and server/")
     renew.add_argument("--also", nargs="+", default=[], metavar="HOST", help="more names and addresses of the server")
+    sign = add("sign", "sign the app of the installed version, where a new version has changed it")
+    sign.add_argument("folder", type=Path, metavar="KIT", help="the whole kit, with ca/ and server/")
     return parser
 
 
@@ -68,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             site_kit.place(arguments.folder, arguments.data, arguments.user)
         elif arguments.action == "key":
             site_kit.key(arguments.folder)
-        else:
+        elif arguments.action == "renew":
             site_kit.renew(arguments.folder, arguments.also)
+        else:
+            site_kit.sign(arguments.folder)
 
     return run_command(build_parser(), body, argv)

@@ -24,17 +24,17 @@ from fedsam_pipeline.flower.deployment.certificates import (
     public_bytes,
 )
 from fedsam_pipeline.flower.deployment.reach import MAX_AHEAD_S, MAX_BEHIND_S, Greeting, GreetingError, Refusal
+from fedsam_pipeline.flower.deployment.signing import signature_of_installed_app
 from fedsam_pipeline.flower.deployment.start_files import (
     AUTHORITY_FILE,
     FLOWER_FOLDER,
     KEYS_FOLDER,
     SERVER_CERTIFICATE,
     SERVER_KEY,
-    SIGNING_KEY,
     TRUSTED_FILE,
 )
 from fedsam_pipeline.pipeline.doctor_findings import DoctorFinding, from_error, ok, problem, unchecked, warning
-from fedsam_pipeline.specs.site_kit import SiteKit
+from fedsam_pipeline.specs.site_kit import SIGNATURE_FILE, SiteKit
 
 SOON = timedelta(days=30)
 """a certificate that expires within this time is worth a warning"""
@@ -145,11 +145,12 @@ class KitChecks:
                     yield problem("key", "server.key is not the key of server.crt", "copy both from one kit")
             except FedsamError as error:
                 yield from_error("key", error)
-        signing = self.folder / SIGNING_KEY
-        if signing.exists():
-            yield from self._mode("app key", signing, "")
+        try:
+            signature = signature_of_installed_app(self.folder / SIGNATURE_FILE)
+        except FedsamError as error:
+            yield from_error("app", error)
         else:
-            yield ok("app key", f"{SIGNING_KEY} is kept elsewhere")
+            yield ok("app", f"the signature of {signature.entity} is of the app that is installed here")
 
     def _certificate(self, certificate: x509.Certificate, authority: x509.Certificate | None) -> Iterator[DoctorFinding]:
         yield from self._dates("certificate", certificate, RENEW)

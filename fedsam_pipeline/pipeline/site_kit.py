@@ -12,6 +12,7 @@ from fedsam_pipeline.flower.deployment.kit import (
     make_site_key,
     place_kit,
     renew_server_certificate,
+    sign_installed_app,
 )
 from fedsam_pipeline.flower.deployment.wheelhouse import fill_wheelhouse
 from fedsam_pipeline.model.registry import base_model_spec
@@ -56,7 +57,7 @@ def init(
     authority_end, server_end = make_kit(request, folder, now=datetime.now(UTC), add_wheelhouse=wheels)
     print(f"{folder}: the server, {len(request.sites)} site(s){'' if lock is None else ', a wheelhouse'}")
     print(f"certificates: authority until {authority_end:%Y-%m-%d}, server until {server_end:%Y-%m-%d} (fedsam_site_kit renew {folder})")
-    print(f"{folder / 'ca'} signs servers' certificates: copy it to a medium kept offline, then delete it here")
+    print(f"{folder / 'ca'} signs servers' certificates and the app: copy it to a medium kept offline, then delete it here")
     if keys_at_site:
         print("no private key of a site was made: fedsam_site_kit key FOLDER makes it at the site and prints the line to send back")
     print(f"next: {folder / 'README.md'} says which folder goes where; in each, README.md says what to do there")
@@ -81,4 +82,11 @@ def renew(folder: Path, also: Sequence[str]) -> None:
     """Makes the server's next certificate."""
     end = renew_server_certificate(folder, also=also, now=datetime.now(UTC))
     print(f"{folder / 'server' / 'server.crt'}: valid until {end:%Y-%m-%d}")
+    print("next: copy it to the server's folder and start the SuperLink anew; sites need nothing")
+
+
+def sign(folder: Path) -> None:
+    """Signs the installed app anew."""
+    path = sign_installed_app(folder, now=datetime.now(UTC))
+    print(f"{path}: for the app of the version that is installed here")
     print("next: copy it to the server's folder and start the SuperLink anew; sites need nothing")

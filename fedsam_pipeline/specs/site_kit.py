@@ -1,4 +1,4 @@
-"""``kit.json``: what a folder of the start-up kit is for, read by the commands that work on it."""
+"""What commands read in a start-up kit: what a folder is for, and who vouches for the app."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
@@ -8,6 +8,7 @@ from pydantic import Field
 from fedsam_pipeline.specs.document import Document, Rule
 
 KIT_FILE = "kit.json"
+SIGNATURE_FILE = "app_signature.json"
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # RFC 1123
 
@@ -52,3 +53,16 @@ class SiteKit(Document):
             yield "site: null in the server's folder"
 
     rules: ClassVar[tuple[Rule, ...]] = (Rule(("role", "site", "sites"), _role_faults),)
+
+
+class AppSignature(Document):
+    """Of the app that sites run; public."""
+
+    schema_version: Literal[1] = 1
+    entity: str = Field(pattern=r"^fpk_[0-9a-f]{32}$")
+    """the key's name in ``trusted_entities.yaml``"""
+    app_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    signed_at: int = Field(ge=0)
+    """seconds since 1970; part of what is signed"""
+    signature: str = Field(pattern=r"^[A-Za-z0-9_\-]{86}$")
+    """Ed25519, base64 for URLs without padding"""

@@ -23,6 +23,9 @@ def test_from_nothing_to_a_site_with_a_key(capsys: pytest.CaptureFixture[str]) -
     before = Path("kit/server/server.crt").read_bytes()
     assert main(["renew", "kit", "--also", "other.org"]) == 0
     assert Path("kit/server/server.crt").read_bytes() != before
+    capsys.readouterr()
+    assert main(["sign", "kit"]) == 0
+    assert "kit/server/app_signature.json: for the app" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_a_present_user_that_cannot_run_a_service(capsys: pytest.CaptureFixture[
     assert "User=fedsam\n" in Path("kit/a/fedsam-supernode.service").read_text()
 
 
-@pytest.mark.parametrize("action", ["place", "key", "renew"])
+@pytest.mark.parametrize("action", ["place", "key", "renew", "sign"])
 def test_a_folder_that_is_no_kit(action: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([action, "nowhere"]) == 2
     assert "error: " in capsys.readouterr().err

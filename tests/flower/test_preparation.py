@@ -48,7 +48,7 @@ class Hospitals(DirectGrid):
             if isinstance(answer, Error):
                 self._replies.append(Message(answer, reply_to=stamped))
             elif answer is not None:
-                content = RecordDict({CONFIG: ConfigRecord({"site": site, "run_id": "r1"} | answer)})
+                content = RecordDict({CONFIG: ConfigRecord({"site": site, "run_id": "r1", **answer})})
                 if "failure" not in answer:
                     SiteTrail(site, self._folder / site, stamped).leaving(content)
                 self._replies.append(Message(content, reply_to=stamped))

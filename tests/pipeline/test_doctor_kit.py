@@ -30,7 +30,7 @@ def test_a_sound_site(kit: Path) -> None:
 
 
 def test_a_sound_server(kit: Path) -> None:
-    expected = [(Level.OK, subject) for subject in ("kit", "authority", "certificate", "key", "app key", "server")]
+    expected = [(Level.OK, subject) for subject in ("kit", "authority", "certificate", "key", "app", "server")]
     found = listed(checks(kit / "server", registered=everyone(kit / "server")))
     assert found == [*expected, (Level.UNCHECKED, "clock"), (Level.OK, "sites"), (Level.OK, "sites")]
 
@@ -107,9 +107,7 @@ def test_a_missing_key(tmp_path: Path) -> None:
     assert "has not come yet" in next(each for each in checks(kit / "server") if each.subject == "sites").text
 
 
-@pytest.mark.parametrize(
-    ("name", "subject"), [("server/server.key", "key"), ("server/app_signing.key", "app key"), ("site_a/site_a.key", "key")]
-)
+@pytest.mark.parametrize(("name", "subject"), [("server/server.key", "key"), ("site_a/site_a.key", "key")])
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
 def test_a_key_that_others_may_read(name: str, subject: str, mode: int, kit: Path) -> None:
     (kit / name).chmod(mode)
@@ -141,9 +139,10 @@ def test_damaged_files_are_findings_and_hide_no_others(kit: Path) -> None:
         (Level.UNCHECKED, "server"),
         (Level.UNCHECKED, "clock"),
     ]
-    for name in ("ca.crt", "server.crt", "server.key", "keys/site_a.pub"):
+    for name in ("ca.crt", "server.crt", "server.key", "keys/site_a.pub", "app_signature.json"):
         (kit / "server" / name).write_bytes(b"damaged")
-    assert (Level.PROBLEM, "certificate") in listed(checks(kit / "server"))
+    found = listed(checks(kit / "server"))
+    assert (Level.PROBLEM, "certificate") in found and (Level.PROBLEM, "app") in found
 
 
 def test_sites_that_are_not_registered(kit: Path) -> None:

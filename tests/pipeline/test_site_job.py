@@ -17,7 +17,7 @@ from fedsam_pipeline.pipeline.site_job import DONE, LOG, MOST_STARTS, SiteJob, w
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of jobs whose process would have been started."""
     folders: list[Path] = []
-    monkeypatch.setattr(site_job.subprocess, "Popen", lambda command, **_: folders.append(Path(command[-1])))
+    monkeypatch.setattr("subprocess.Popen", lambda command, **_: folders.append(Path(command[-1])))
     return folders
 
 
@@ -54,7 +54,7 @@ def test_a_process_that_always_dies_is_not_started_for_ever(tmp_path: Path, star
 
 def test_short_work_is_waited_for(tmp_path: Path, started: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(site_work.WORK, "fingerprint", lambda _asked: "told")
-    monkeypatch.setattr(site_job.time, "sleep", lambda _seconds: work(started[0]))
+    monkeypatch.setattr("time.sleep", lambda _seconds: work(started[0]))
     assert a_job(tmp_path).told(patience=60) == "told" and len(started) == 1
 
 

@@ -114,6 +114,18 @@ def entity_id(public_line: bytes) -> str:
     return "fpk_" + hashlib.sha256(public_line.split()[1]).hexdigest()[:32]
 
 
+def load_signing_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    """Reads a private key that signs apps; ``FedsamError`` where there is none."""
+
+    def read(content: bytes) -> ed25519.Ed25519PrivateKey:
+        key = serialization.load_ssh_private_key(content, None)
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            raise ValueError(f"{type(key).__name__}, not an Ed25519 key")
+        return key
+
+    return _load(path, "an Ed25519 private key in OpenSSH's format", read)
+
+
 def load_certificate(path: Path) -> x509.Certificate:
     """Reads a PEM certificate; ``FedsamError`` where there is none."""
     return _load(path, "a certificate", x509.load_pem_x509_certificate)

@@ -23,6 +23,7 @@ from fedsam_pipeline.flower.deployment.certificates import (
     entity_id,
     key_bytes,
     load_certificate,
+    load_signing_key,
     load_tls_key,
     names_of,
     new_key,
@@ -30,23 +31,23 @@ from fedsam_pipeline.flower.deployment.certificates import (
     server_certificate,
     signing_key,
 )
+from fedsam_pipeline.flower.deployment.signing import installed_app, sign_app
 from fedsam_pipeline.flower.deployment.start_files import (
     AUTHORITY_FILE,
     KEYS_FOLDER,
     README_FILE,
     SERVER_CERTIFICATE,
     SERVER_KEY,
-    SIGNING_KEY,
     Placement,
     commands_folder,
     filled,
     write_start_files,
     write_trusted,
 )
-from fedsam_pipeline.specs.site_kit import KIT_FILE, KitVersions, SiteKit
+from fedsam_pipeline.specs.site_kit import KIT_FILE, SIGNATURE_FILE, KitVersions, SiteKit
 
 AUTHORITY_FOLDER, SERVER_FOLDER, WHEELHOUSE_FOLDER = "ca", "server", "wheelhouse"
-AUTHORITY_KEY = "ca.key"
+AUTHORITY_KEY, SIGNING_KEY = "ca.key", "app_signing.key"
 RUNTIME_PORT = 9094
 """of the first site's SuperNode on loopback, Flower's own default; the next site has the next one, so that several fit on one machine"""
 
@@ -119,7 +120,8 @@ def make_kit(
     authority = authority_certificate(authority_key, request.federation, now)
     names = (address.host, *request.also)
     server = server_certificate(server_key.public_key(), names, authority_key, authority, now)
-    author_private, author_public = openssh_pair(signing_key(), f"{request.federation} app")
+    author = signing_key()
+    author_private, author_public = openssh_pair(author, f"{request.federation} app")
 
     def kit_of(site: str | None, runtime_port: int) -> SiteKit:
         return SiteKit(
@@ -139,10 +141,11 @@ def make_kit(
             (staged / name).mkdir(mode=0o700)
             write_bytes(staged / name / AUTHORITY_FILE, certificate_bytes(authority))
         write_secret(staged / AUTHORITY_FOLDER / AUTHORITY_KEY, key_bytes(authority_key))
+        write_secret(staged / AUTHORITY_FOLDER / SIGNING_KEY, author_private)
         _finish(kit_of(None, RUNTIME_PORT), staged / SERVER_FOLDER, folder / SERVER_FOLDER, request.user)
         write_bytes(staged / SERVER_FOLDER / SERVER_CERTIFICATE, certificate_bytes(server))
         write_secret(staged / SERVER_FOLDER / SERVER_KEY, key_bytes(server_key))
-        write_secret(staged / SERVER_FOLDER / SIGNING_KEY, author_private)
+        sign_app(author, installed_app(), int(now.timestamp())).save(staged / SERVER_FOLDER / SIGNATURE_FILE)
         (staged / SERVER_FOLDER / KEYS_FOLDER).mkdir()
         for number, site in enumerate(request.sites):
             own = staged / site
@@ -241,6 +244,26 @@ def renew_server_certificate(folder: Path, *, also: Sequence[str] = (), now: dat
     new = server_certificate(key, (kit.host, *names_of(old), *also), authority_key, authority, now)
     write_bytes(path, certificate_bytes(new))
     return new.not_valid_after_utc
+
+
+def sign_installed_app(folder: Path, *, now: datetime) -> Path:
+    """Signs the app of the package that is installed here, for a server that runs the same version.
+
+    Args:
+        folder: a whole kit, with ``ca/`` and ``server/``.
+        now: stands in the signature.
+
+    Returns:
+        The file that goes to the server.
+
+    Raises:
+        FedsamError: the key is missing or damaged, or ``folder`` is no kit.
+    """
+    key = load_signing_key(folder / AUTHORITY_FOLDER / SIGNING_KEY)
+    load_kit(folder / SERVER_FOLDER)
+    path = folder / SERVER_FOLDER / SIGNATURE_FILE
+    sign_app(key, installed_app(), int(now.timestamp())).save(path)
+    return path
 
 
 def _finish(kit: SiteKit, folder: Path, final: Path, user: str | None) -> None:

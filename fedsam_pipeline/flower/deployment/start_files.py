@@ -13,12 +13,12 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import write_bytes, write_text
 from fedsam_pipeline.flower import QUIET_ENVIRONMENT
 from fedsam_pipeline.flower.deployment.address import ServerAddress
-from fedsam_pipeline.specs.site_kit import SiteKit
+from fedsam_pipeline.specs.site_kit import SIGNATURE_FILE, SiteKit
 
 ENVIRONMENT_FILE, START_FILE, COMPOSE_FILE, README_FILE = "fedsam.env", "start.sh", "compose.yaml", "README.md"
 SUPERLINK_UNIT, SUPERNODE_UNIT = "fedsam-superlink.service", "fedsam-supernode.service"
 AUTHORITY_FILE, SERVER_CERTIFICATE, SERVER_KEY = "ca.crt", "server.crt", "server.key"
-TRUSTED_FILE, SIGNING_KEY, KEYS_FOLDER = "trusted_entities.yaml", "app_signing.key", "keys"
+TRUSTED_FILE, KEYS_FOLDER = "trusted_entities.yaml", "keys"
 FLOWER_FOLDER, CONNECTIONS_FILE = "flower", "config.toml"
 DATA_NAMES = ("raw", "preprocessed", "results", "cache")
 
@@ -68,9 +68,9 @@ def commands_folder() -> Path:
 
 
 def superlink_arguments(kit: SiteKit, folder: Path) -> list[str]:
-    """The flags of our SuperLink: TLS, registered SuperNodes only, our app signed, a database that outlives the process, no installing."""
+    """The flags of our SuperLink: TLS, registered SuperNodes, our app's signature, a database that outlives the process, no installing."""
     return [
-        *("--sign-app-with", str(folder / SIGNING_KEY)),
+        *("--app-signature", str(folder / SIGNATURE_FILE)),
         *("--host", "::" if ServerAddress(kit.host, kit.port).is_ipv6 else "0.0.0.0"),  # all interfaces; the Control API stays closed
         *("--port", str(kit.port)),
         *("--ssl-ca-certfile", str(folder / AUTHORITY_FILE)),

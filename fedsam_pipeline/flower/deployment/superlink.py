@@ -1,6 +1,6 @@
-"""``flower-superlink`` with a Control API for this machine only, which signs our own app.
+"""``flower-superlink`` with a Control API for this machine only, which hands our own app out with its signature.
 
-``python -m fedsam_pipeline.flower.deployment.superlink [--sign-app-with KEY] FLAGS OF FLOWER-SUPERLINK``
+``python -m fedsam_pipeline.flower.deployment.superlink [--app-signature FILE] FLAGS OF FLOWER-SUPERLINK``
 
 Since Flower 1.41 one port serves the Fleet API, where SuperNodes prove who they are, and the Control and Runtime APIs, where nobody does:
 whoever reaches the port could register a SuperNode, start an app, stop a run or read its log. A firewall cannot tell the two apart, so the
@@ -8,19 +8,24 @@ SuperLink itself answers other machines on the Fleet API and the health check al
 """
 
 import argparse
+import hashlib
 import ipaddress
 import os
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.fab import Fab
 from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from starlette.middleware import Middleware
 
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.flower.deployment.signing import Signer, sign_installed_app
+from fedsam_pipeline.flower.deployment.signing import signature_of_installed_app, verifications
+from fedsam_pipeline.specs.site_kit import AppSignature
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -82,14 +87,33 @@ def close_control_api() -> None:
     extensions.get_middleware = lambda: (Middleware(FleetOnly), *others())
 
 
-def main() -> None:
-    """Runs the SuperLink with this process's command line; exit code 2 where the key cannot be read."""
+def hand_out_signed(signature: AppSignature) -> None:
+    """From now on, every SuperLink of this process stores the app that was signed with its signature; all others as they come."""
+    store = SqlLinkState.store_app
+
+    def store_signed(state: SqlLinkState, fab: Fab, *arguments: Any, **named: Any) -> str:
+        if hashlib.sha256(fab.content).hexdigest() == signature.app_sha256:
+            fab = replace(fab, verifications=verifications(signature))
+        return store(state, fab, *arguments, **named)
+
+    patched: Callable[..., str] = store_signed
+    SqlLinkState.store_app = patched  # type: ignore[method-assign]
+
+
+def own_flag(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Value of ``--app-signature``, and the flags of ``flower-superlink``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--sign-app-with", type=Path)
-    own, sys.argv[1:] = parser.parse_known_args()
-    if own.sign_app_with is not None:
+    parser.add_argument("--app-signature", type=Path)
+    own, rest = parser.parse_known_args(arguments)
+    return own.app_signature, rest
+
+
+def main() -> None:
+    """Runs the SuperLink with this process's command line; exit code 2 where the signature is not of the installed app."""
+    signature, sys.argv[1:] = own_flag(sys.argv[1:])
+    if signature is not None:
         try:
-            sign_installed_app(Signer.load(own.sign_app_with))
+            hand_out_signed(signature_of_installed_app(signature))
         except FedsamError as error:
             print(error, file=sys.stderr)
             sys.exit(2)

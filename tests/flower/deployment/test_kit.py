@@ -49,9 +49,9 @@ def mode(path: Path) -> int:
 def test_what_lies_where(tmp_path: Path) -> None:
     kit = make_test_kit(tmp_path / "kit")
     start = {"README.md", "ca.crt", "compose.yaml", "fedsam.env", "kit.json", "start.sh"}
-    assert files_of(kit / "ca") == {"ca.crt", "ca.key"}
+    assert files_of(kit / "ca") == {"ca.crt", "ca.key", "app_signing.key"}
     assert files_of(kit / "server") == start | {
-        *("server.crt", "server.key", "app_signing.key", "fedsam-superlink.service"),
+        *("server.crt", "server.key", "app_signature.json", "fedsam-superlink.service"),
         *("flower/config.toml", "keys/site_a.pub", "keys/site_b.pub"),
     }
     assert files_of(kit / "site_a") == start | {"site_a.key", "site_a.pub", "trusted_entities.yaml", "fedsam-supernode.service"}
@@ -62,7 +62,7 @@ def test_what_lies_where(tmp_path: Path) -> None:
 def test_private_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
     kit = make_test_kit(tmp_path / "kit")
     keys = sorted(path for path in kit.rglob("*.key"))
-    assert [path.name for path in keys] == ["ca.key", "app_signing.key", "server.key", "site_a.key", "site_b.key"]
+    assert [path.name for path in keys] == ["app_signing.key", "ca.key", "server.key", "site_a.key", "site_b.key"]
     assert {mode(path) for path in keys} == {0o600}
     assert {mode(kit / name) for name in ("ca", "server", "site_a", "site_b")} == {0o700}
     secrets = [path for path in kit.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]

@@ -19,6 +19,8 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.flower import QUIET_ENVIRONMENT
 from fedsam_pipeline.flower.deployment.kit import load_kit
 from fedsam_pipeline.flower.deployment.start_files import Placement, read_environment, supernode_arguments
+from fedsam_pipeline.flower.deployment.superlink import own_flag
+from fedsam_pipeline.specs.site_kit import SIGNATURE_FILE
 from tests.flower.deployment.kits import make_test_kit
 
 SUPERLINK = sys.modules[flower_superlink.__module__]
@@ -34,6 +36,8 @@ def test_flowers_parser_takes_the_superlinks_flags(tmp_path: Path) -> None:
     server = make_test_kit(tmp_path / "kit", port=8123) / "server"
     program, flags = command_of(server)[:3], command_of(server)[3:]
     assert program == ["python", "-m", "fedsam_pipeline.flower.deployment.superlink"]
+    signature, flags = own_flag(flags)
+    assert signature == server / SIGNATURE_FILE and signature.is_file()
     parsed = SUPERLINK._parse_args_run_superlink().parse_args(flags)
     assert (parsed.host, parsed.port, parsed.enable_supernode_auth, parsed.insecure) == ("0.0.0.0", 8123, True, False)
     assert parsed.runtime_dependency_install is False
@@ -60,7 +64,7 @@ def test_flowers_parser_takes_the_supernodes_flags(tmp_path: Path) -> None:
 
 def test_an_ipv6_server(tmp_path: Path) -> None:
     kit = make_test_kit(tmp_path / "kit", host="2001:db8::5")
-    parsed = SUPERLINK._parse_args_run_superlink().parse_args(command_of(kit / "server")[3:])
+    parsed = SUPERLINK._parse_args_run_superlink().parse_args(own_flag(command_of(kit / "server")[3:])[1])
     assert parsed.host == "::"
     assert supernode_arguments(load_kit(kit / "site_a"), kit / "site_a")[1] == "[2001:db8::5]:8000"
     connections = tomllib.loads((kit / "server" / "flower" / "config.toml").read_text())
