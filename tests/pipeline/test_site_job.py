@@ -9,7 +9,7 @@ import pytest
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
-from fedsam_pipeline.pipeline import site_job, site_work
+from fedsam_pipeline.pipeline import site_work
 from fedsam_pipeline.pipeline.site_job import DONE, LOG, MOST_STARTS, SiteJob, work
 
 
