@@ -160,7 +160,7 @@ def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_carries_every_module_and_every_plan(unpacked: Path) -> None:
     expected = {path.relative_to(ROOT) for path in LIBRARY.rglob("*.py")} | {Path("fedsam_pipeline/py.typed")}
-    expected |= {path.relative_to(ROOT) for pattern in ("licences/*.txt", "templates/*") for path in LIBRARY.rglob(pattern)}
+    expected |= {path.relative_to(ROOT) for pattern in ("licences/*.txt", "templates/*", "app/*.toml") for path in LIBRARY.rglob(pattern)}
     for package, folder in MAPPED.items():
         expected |= {Path(*package.split(".")) / path.relative_to(folder) for path in [*folder.rglob("*.py"), *folder.rglob("*.toml")]}
     found = {path.relative_to(unpacked) for path in unpacked.rglob("*") if path.is_file() and ".dist-info" not in str(path)}

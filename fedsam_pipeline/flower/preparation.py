@@ -11,22 +11,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower.audit import trail_fault
-from fedsam_pipeline.flower.client_app import FindSetup, SiteProcess, answer_safely, make_client_app
+from fedsam_pipeline.flower.client_app import SiteProcess, answer_safely, make_client_app
 from fedsam_pipeline.flower.exchange import RunStopped, answers
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_FINGERPRINT, QUERY_PLAN
 from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.replies import SiteFailed
+from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.flower.told_sums import MAX_ANSWER
 from fedsam_pipeline.logs import printable
 
 log = logging.getLogger(__name__)
+Keys = Mapping[str, Any]
+"""values by key, as a SuperNode is configured with them, or as a message asks for them"""
 STATE, TOLD, PREPARING, READY = "state", "told", "preparing", "ready"
 POLL_SECONDS = 2.0
 """from one question to the next; a site that is not ready lets an answer wait by itself"""
@@ -50,26 +53,38 @@ class Told:
 class PreparedSite(SiteProcess, Protocol):
     """What a site does before round 1. Both start the work where nobody has, and return at once."""
 
-    def fingerprint(self, config: ConfigRecord) -> Told:
+    def fingerprint(self, config: Keys) -> Told:
         """JSON of the fingerprint that may leave the site."""
         ...
 
-    def prepare(self, config: ConfigRecord) -> Told:
+    def prepare(self, config: Keys) -> Told:
         """Checks what is asked for, and preprocesses; tells how many of its cases are validated in some fold."""
         ...
 
 
-def make_site_app(find_site: Callable[[Context, RecordDict], PreparedSite], find_setup: FindSetup) -> ClientApp:
-    """The ClientApp of a real federation: that of the simulation, which also prepares itself."""
-    app = make_client_app(find_setup)
+def make_site_app(find_site: Callable[[Keys, Keys], PreparedSite], find_setup: Callable[[Keys, Keys], SiteSetup]) -> ClientApp:
+    """The ClientApp of a real federation: that of the simulation, which also prepares itself.
+
+    Args:
+        find_site: from the SuperNode's configuration and what the message asks, the site before a run.
+        find_setup: from the same, the site in a run.
+    """
+
+    def site(context: Context, content: RecordDict) -> PreparedSite:
+        return find_site(context.node_config, content.config_records[CONFIG])
+
+    def setup(context: Context, content: RecordDict) -> SiteSetup:
+        return find_setup(context.node_config, content.config_records[CONFIG])
+
+    app = make_client_app(setup)
 
     @app.query("fingerprint")
     def fingerprint(message: Message, context: Context) -> Message:
-        return answer_safely(message, context, find_site, _fingerprint)
+        return answer_safely(message, context, site, _fingerprint)
 
     @app.query("plan")
     def plan(message: Message, context: Context) -> Message:
-        return answer_safely(message, context, find_site, _plan)
+        return answer_safely(message, context, site, _plan)
 
     return app
 
@@ -82,7 +97,7 @@ def _plan(content: RecordDict, site: PreparedSite) -> RecordDict:
     return _answer(content, site, site.prepare)
 
 
-def _answer(content: RecordDict, site: PreparedSite, work: Callable[[ConfigRecord], Told]) -> RecordDict:
+def _answer(content: RecordDict, site: PreparedSite, work: Callable[[Keys], Told]) -> RecordDict:
     asked = content.config_records[CONFIG]
     told = work(asked).text
     state = {STATE: PREPARING} if told is None else {STATE: READY, TOLD: told}

@@ -8,15 +8,11 @@ import json
 import logging
 import re
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
-
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
 
 from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import is_safe_name
@@ -26,6 +22,8 @@ from fedsam_pipeline.files import make_folder, parse_json, read_json, write_json
 from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.preparation import ask_fingerprints, ask_plan
 from fedsam_pipeline.flower.replies import MAX_EXAMPLES, SiteFailed
+from fedsam_pipeline.flower.server_app import make_server_app
+from fedsam_pipeline.flower.simulation import Grid
 from fedsam_pipeline.logs import log_file, printable
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.registry import base_model_spec
@@ -251,14 +249,9 @@ def _setup(
     )
 
 
-server_app = ServerApp()
+def _serve_and_print(grid: Grid, request: str) -> None:
+    print(result_table([serve(grid, FederationRequest.from_json(request))]), flush=True)
 
 
-@server_app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Flower's entry: see :func:`serve`. What it prints is streamed to the user who submitted the run."""
-    ours = logging.getLogger("fedsam_pipeline")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(logging.StreamHandler(sys.stdout))
-    state = serve(grid, FederationRequest.from_json(str(context.run_config.get(REQUEST_KEY))))
-    print(result_table([state]), flush=True)
+server_app = make_server_app(REQUEST_KEY, _serve_and_print)
+"""what the SuperLink runs"""

@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, RecordDict
-
 from fedsam_pipeline.cores import usable_cores
 from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import is_safe_name, read_site_labels
@@ -21,8 +19,7 @@ from fedsam_pipeline.dataset.splits import load_splits
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.flower.client_app import AgreementBroken
-from fedsam_pipeline.flower.messages import CONFIG
-from fedsam_pipeline.flower.preparation import Told, make_site_app
+from fedsam_pipeline.flower.preparation import Keys, Told, make_site_app
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.registry import base_model_spec
@@ -69,13 +66,12 @@ class SiteNode:
     agreed: Mapping[str, str]
 
     @classmethod
-    def configured(cls, context: Context, dataset: str) -> "SiteNode":
+    def configured(cls, config: Keys, dataset: str) -> "SiteNode":
         """The site that a SuperNode is configured for.
 
         Raises:
             FedsamError: the SuperNode's configuration names no site, or holds a wrong value.
         """
-        config = context.node_config
         if unknown := sorted(set(config) - {"site", "privacy_floor", "device", *AGREED_KEYS}):
             raise FedsamError(
                 "unknown keys in the configuration of a SuperNode",
@@ -118,12 +114,12 @@ class SiteNode:
         raw = self.raw_root / self.dataset
         return {"raw": str(raw.absolute()), "preprocessed": str(self.folder.absolute()), "site": self.site}
 
-    def fingerprint(self, config: ConfigRecord) -> Told:
+    def fingerprint(self, config: Keys) -> Told:
         """See ``PreparedSite``."""
         asked = {"kind": FINGERPRINT, "privacy_floor": self.privacy_floor, "run_id": str(config["run_id"]), **self._where}
         return Told(SiteJob(self.state_folder / "jobs", asked).told(PATIENCE))
 
-    def prepare(self, config: ConfigRecord) -> Told:
+    def prepare(self, config: Keys) -> Told:
         """See ``PreparedSite``.
 
         Raises:
@@ -283,29 +279,29 @@ class Offer:
                 raise AgreementBroken(f"{key}: this site agreed to {value}, the message has {own[key]}")
 
 
-def find_site(context: Context, content: RecordDict) -> SiteNode:
+def find_site(configuration: Keys, asked: Keys) -> SiteNode:
     """The site of a SuperNode, with the dataset that the message is about.
 
     Raises:
         AgreementBroken: it names none.
     """
-    dataset = content.config_records[CONFIG].get("dataset")
+    dataset = asked.get("dataset")
     if not isinstance(dataset, str) or DATASET_PATTERN.match(dataset) is None:
         raise AgreementBroken("the message names no dataset")
-    return SiteNode.configured(context, dataset)
+    return SiteNode.configured(configuration, dataset)
 
 
-def find_setup(context: Context, content: RecordDict) -> SiteSetup:
+def find_setup(configuration: Keys, asked: Keys) -> SiteSetup:
     """Its setup for the run that the message names.
 
     Raises:
         AgreementBroken: it accepted no such run.
     """
-    run_id = str(content.config_records[CONFIG].get("run_id"))
+    run_id = str(asked.get("run_id"))
     accepted = sorted(data_folders().preprocessed.glob(f"*/{SITE_FOLDER}/runs/{run_id}.json")) if is_safe_name(run_id) else []
     if not accepted:
         raise AgreementBroken(f"this site accepted no run {run_id!r:.40}")
-    return SiteNode.configured(context, accepted[0].parents[2].name).setup(run_id)
+    return SiteNode.configured(configuration, accepted[0].parents[2].name).setup(run_id)
 
 
 client_app = make_site_app(find_site, find_setup)

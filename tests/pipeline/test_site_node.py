@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedsam_pipeline.dataset.raw import load_raw_dataset
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.client_app import AgreementBroken
-from fedsam_pipeline.flower.messages import CONFIG
 from fedsam_pipeline.pipeline.site_node import Offer, SiteNode, find_setup, find_site
 from fedsam_pipeline.pipeline.site_work import FINGERPRINT, PREPARE, WORK, site_dataset
 from fedsam_pipeline.specs.plans import Plans
@@ -21,20 +19,12 @@ from fedsam_pipeline.specs.recipe import load_recipe
 from tests.pipeline.real_federations import NAME, make_hospitals
 
 
-def context(**node_config: str | int | bool) -> Context:
-    return Context(run_id=1, node_id=1, node_config=dict(node_config), state=RecordDict(), run_config={})
-
-
-def asking(**config: str) -> RecordDict:
-    return RecordDict({CONFIG: ConfigRecord(dict(config))})
-
-
 @pytest.fixture
 def hospital(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SiteNode:
     """site_a, this process's."""
     for name, value in make_hospitals(users_folder)["site_a"].items():
         monkeypatch.setenv(name, value)
-    return find_site(context(site="site_a", privacy_floor=1, device="cpu"), asking(dataset=NAME))
+    return find_site({"site": "site_a", "privacy_floor": 1, "device": "cpu"}, {"dataset": NAME})
 
 
 @pytest.fixture
@@ -67,20 +57,20 @@ def message_of(offer: Offer, **changes: str) -> dict[str, Any]:
 )
 def test_a_node_that_is_configured_wrongly(node_config: Mapping[str, Any], says: str) -> None:
     with pytest.raises(FedsamError, match=says):
-        find_site(context(**node_config), asking(dataset=NAME))
+        find_site(node_config, {"dataset": NAME})
 
 
 @pytest.mark.parametrize("dataset", ["", "../Dataset001_Demo", "Dataset1", NAME + "/x"])
 def test_a_message_about_no_dataset(dataset: str) -> None:
     with pytest.raises(AgreementBroken, match="names no dataset"):
-        find_site(context(site="site_a"), asking(dataset=dataset))
+        find_site({"site": "site_a"}, {"dataset": dataset})
 
 
 @pytest.mark.usefixtures("users_folder")
 @pytest.mark.parametrize("run_id", ["r1", "../r1", "", "*"])
 def test_a_run_that_was_not_accepted(run_id: str) -> None:
     with pytest.raises(AgreementBroken, match="accepted no run"):
-        find_setup(context(site="site_a"), asking(run_id=run_id))
+        find_setup({"site": "site_a"}, {"run_id": run_id})
 
 
 def test_an_offer_that_holds(offer: Offer) -> None:
@@ -136,14 +126,14 @@ def test_a_plan_whose_name_is_no_files(offer: Offer, name: str) -> None:
 def test_a_plan_for_another_dataset(hospital: SiteNode, offer: Offer) -> None:
     other = replace(offer, plans=Plans.from_dict(offer.plans.to_dict() | {"dataset_name": "Dataset002_Else"}))
     with pytest.raises(AgreementBroken, match=f"the plan is for 'Dataset002_Else', the message for {NAME}"):
-        hospital.prepare(ConfigRecord(message_of(other)))
+        hospital.prepare(message_of(other))
     assert not hospital.folder.exists()
 
 
 def test_a_site_refuses_another_plan_before_it_does_anything(hospital: SiteNode, offer: Offer) -> None:
     careful = replace(hospital, agreed={"plan_sha256": "1" * 64})
     with pytest.raises(AgreementBroken, match="this site agreed to"):
-        careful.prepare(ConfigRecord(message_of(offer)))
+        careful.prepare(message_of(offer))
     assert not hospital.folder.exists()
 
 
@@ -213,4 +203,4 @@ def test_a_place_that_this_machine_trained_in_itself(hospital: SiteNode, offer: 
     fold.mkdir(parents=True)
     (fold / "run.json").write_text("{}")
     with pytest.raises(AgreementBroken, match="this machine has trained itself"):
-        hospital.prepare(ConfigRecord(message_of(offer)))
+        hospital.prepare(message_of(offer))
