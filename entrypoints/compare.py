@@ -50,9 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="optimizer steps a site, in rounds of the plan's local steps; centralized takes the steps of all sites (default: the plan's)",
     )
     parser.add_argument("--local_steps", type=positive_int, metavar="N", help="optimizer steps of a round (default: the plan's)")
-    parser.add_argument("-f", default="0", metavar="FOLD", help="fold 0 to 4; 0-inner for choosing, which leaves fold 0's cases unseen")
+    parser.add_argument(
+        "-f",
+        nargs="+",
+        default=["0"],
+        metavar="FOLD",
+        help="folds 0 to 4, the cases of several in one table; 0-inner for choosing, which leaves fold 0's cases unseen",
+    )
     parser.add_argument("-p", default="plans", metavar="PLANS", help="name of the plans")
-    parser.add_argument("-o", type=Path, metavar="OUT", help="folder of the tables (default: comparison__PLANS__fold_K in the results)")
+    parser.add_argument(
+        "-o", type=Path, metavar="OUT", help="folder of the tables (default: comparison__PLANS__fold_K, or folds_K_L, in the results)"
+    )
     parser.add_argument("-device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute")
     parser.add_argument("--workers", type=positive_int, help="sites that compute at the same time (default: as many as cores)")
     parser.add_argument("-gpu_memory_target", type=positive_float, metavar="GIB", help="as of fedsam_train_federated")
@@ -92,7 +100,7 @@ def _body(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         steps=arguments.steps,
         local_steps=arguments.local_steps,
-        fold=arguments.f,
+        folds=tuple(arguments.f),
         plans_name=arguments.p,
         device=arguments.device,
         workers=arguments.workers,

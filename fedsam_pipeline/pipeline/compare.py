@@ -1,7 +1,7 @@
 """``fedsam_compare``: trains a grid of methods, scores all of them on the same cases, writes one table."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,16 @@ from fedsam_pipeline.logs import log_file
 from fedsam_pipeline.model.device import choose_device
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.compare_files import comparison_markdown, write_comparison
-from fedsam_pipeline.pipeline.compare_grid import CompareRequest, ComparisonGrid, Method, comparison_grid
+from fedsam_pipeline.pipeline.compare_grid import CompareRequest, ComparisonGrid, Method, comparison_grids
 from fedsam_pipeline.pipeline.compare_scores import ModelScores, ScoredCases, scores_of
-from fedsam_pipeline.pipeline.compare_table import MethodResult, Traffic, compare_methods, mean_traffic, site_dice, traffic_of
+from fedsam_pipeline.pipeline.compare_table import MethodResult, Traffic, compare_methods, mean_traffic, pool_folds, traffic_of
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import RunSetup
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.recipe import Recipe
 
 log = logging.getLogger(__name__)
+SEVERAL_FOLDS = "several folds: what was chosen on a part of these cases, as on fold 0-inner, has seen them; read differences, not accuracy"
 
 
 def compare(preprocessed: Path, raw: Path, results: Path, request: CompareRequest, output: Path | None = None) -> int:
@@ -33,41 +34,44 @@ def compare(preprocessed: Path, raw: Path, results: Path, request: CompareReques
         raw: root of the raw datasets: masks are scored on the images' own grid.
         results: root of all results.
         request: the flags.
-        output: folder of ``comparison.json``, ``.csv``, ``.md`` and ``.png``; ``None``: ``comparison__PLANS__fold_K`` in the dataset's
-            results.
+        output: folder of ``comparison.json``, ``.csv``, ``.md`` and ``.png``; ``None``: ``comparison__PLANS__fold_K`` (of several
+            ``folds_K_L``) in the dataset's results.
 
     Returns:
         0, or 1 where some runs failed: they are named, and their methods are missing in the table.
 
     Raises:
-        FedsamError: a flag does not fit, the fold validates nothing, a folder holds a run with other settings (all this before anything is
+        FedsamError: a flag does not fit, a fold validates nothing, a folder holds a run with other settings (all this before anything is
             trained), or every method failed.
     """
-    grid = comparison_grid(preprocessed, results, request)
-    cases = _scored_cases(preprocessed, raw, grid)
-    for note in grid.notes:
+    grids = comparison_grids(preprocessed, results, request)
+    cases = [_scored_cases(preprocessed, raw, grid) for grid in grids]
+    sites = [site for of_fold in cases for site in of_fold.sites]
+    notes = dict.fromkeys(note for grid in grids for note in grid.notes)
+    for note in notes:
         print(note)
-    folder = output or results / preprocessed.name / f"comparison__{request.plans_name}__fold_{request.fold}"
+    word = "fold" if len(grids) == 1 else "folds"
+    folder = output or results / preprocessed.name / f"comparison__{request.plans_name}__{word}_{'_'.join(request.folds)}"
     with log_file(folder / "logs", "fedsam_compare"), logging_redirect_tqdm():
-        failures = _train(grid.methods)
-        complete = [method for method in grid.methods if not any(str(setup.folder) in failures for _, setup in method.runs)]
+        failures = _train([method for grid in grids for method in grid.methods])
+        complete = [row for row in zip(*(grid.methods for grid in grids), strict=True) if not _failed(row, failures)]
         if not complete:
             first, reason = next(iter(failures.items()))
             raise FedsamError("no method could be trained", path=first, found=reason, fix="see the logs of the runs")
-        found = [_result(method, cases, request.device) for method in complete]
+        found = [pool_folds([_result(*of_fold, request.device) for of_fold in zip(row, cases, strict=True)]) for row in complete]
         record = {
             "schema_version": 1,
             "dataset": preprocessed.name,
             "plans_name": request.plans_name,
-            "base_model": grid.plans.base_model,
-            "fold": request.fold,
+            "base_model": grids[0].plans.base_model,
+            "fold": " ".join(request.folds),
             "grid": "native",
-            "rounds": grid.rounds,
-            "local_steps": grid.local_steps,
-            "steps_a_site": grid.rounds * grid.local_steps,
-            **compare_methods(found, cases.sites),
+            "rounds": grids[0].rounds,
+            "local_steps": grids[0].local_steps,
+            "steps_a_site": grids[0].rounds * grids[0].local_steps,
+            **compare_methods(found, sites),
             "failures": [{"run": run, "reason": reason} for run, reason in failures.items()],
-            "notes": [*grid.notes, *_few_cases(grid, cases)],
+            "notes": [*notes, *_few_cases(grids[0].sites, sites), *([] if len(grids) == 1 else [SEVERAL_FOLDS])],
         }
         write_comparison(folder, record)
     print(comparison_markdown(record))
@@ -97,10 +101,14 @@ def _scored_cases(preprocessed: Path, raw: Path, grid: ComparisonGrid) -> Scored
     return ScoredCases.of(dataset, CaseStore(store_folder(preprocessed, grid.plans)), names)
 
 
-def _few_cases(grid: ComparisonGrid, cases: ScoredCases) -> list[str]:
-    without = [site for site in grid.sites if cases.sites.count(site) == 0]
-    single = [site for site in grid.sites if cases.sites.count(site) == 1]
-    notes = [f"no validation case in this fold, so not in the table: {', '.join(without)}"] if without else []
+def _failed(row: Sequence[Method], failures: Mapping[str, str]) -> bool:
+    return any(str(setup.folder) in failures for method in row for _, setup in method.runs)
+
+
+def _few_cases(sites: Sequence[str], of_cases: Sequence[str]) -> list[str]:
+    without = [site for site in sites if of_cases.count(site) == 0]
+    single = [site for site in sites if of_cases.count(site) == 1]
+    notes = [f"no validation case, so not in the table: {', '.join(without)}"] if without else []
     return [*notes, *([f"one case has no spread, so intervals are too narrow: {', '.join(single)}"] if single else [])]
 
 
@@ -140,7 +148,7 @@ def _result(method: Method, cases: ScoredCases, device: str) -> MethodResult:
         traffic=_traffic(method) if method.aggregates else None,
         seconds=float(np.mean([sum(state["seconds"] for state in of_seed) for of_seed in states])),
         peak_memory=max((peak for peak in peaks if peak is not None), default=None),
-        elsewhere={site: site_dice(np.stack([models[site].dice for models in scored]), cases.sites) for site in alone},
+        elsewhere={site: np.stack([models[site].dice for models in scored]) for site in alone},
     )
 
 

@@ -28,13 +28,14 @@ class CompareRequest:
             ``centralized``.
         local_steps: of a round.
         seeds: how many training seeds: 0, 1, ...
+        folds: each is trained and scored; the table is on the validation cases of all.
     """
 
     grids: tuple[MethodGrid, ...]
     seeds: int = 1
     steps: int | None = None
     local_steps: int | None = None
-    fold: str = "0"
+    folds: tuple[str, ...] = ("0",)
     plans_name: str = "plans"
     device: str = "auto"
     workers: int | None = None
@@ -84,8 +85,9 @@ class Method:
 
 @dataclass(frozen=True)
 class ComparisonGrid:
-    """All rows, in the order of the flags; the first is what the others are compared with."""
+    """All rows on one fold, in the order of the flags; the first is what the others are compared with."""
 
+    fold: str
     methods: tuple[Method, ...]
     rounds: int
     local_steps: int
@@ -107,8 +109,8 @@ class ComparisonGrid:
         return sorted({case for setup in self.methods[0].setups[0] for site in setup.all_sites for case in site.val_cases})
 
 
-def comparison_grid(preprocessed: Path, results: Path, request: CompareRequest) -> ComparisonGrid:
-    """Resolves the flags. Nothing is trained or written.
+def comparison_grids(preprocessed: Path, results: Path, request: CompareRequest) -> tuple[ComparisonGrid, ...]:
+    """Resolves the flags, fold by fold; of each fold the rows are the same. Nothing is trained or written.
 
     Args:
         preprocessed: folder of the planned dataset.
@@ -119,19 +121,25 @@ def comparison_grid(preprocessed: Path, results: Path, request: CompareRequest) 
         FedsamError: a flag does not fit, or a folder holds a run with other settings.
     """
     _check(request)
-    rounds, local_steps, notes = _schedule(preprocessed, results, request)
-    methods = [method for grid in request.grids for method in _methods(preprocessed, results, request, grid, rounds, local_steps)]
+    grids = tuple(_grid(preprocessed, results, request, fold) for fold in request.folds)
+    _check_folders([method for grid in grids for method in grid.methods])
+    _check_cases(grids)
+    return grids
+
+
+def _grid(preprocessed: Path, results: Path, request: CompareRequest, fold: str) -> ComparisonGrid:
+    rounds, local_steps, notes = _schedule(preprocessed, results, request, fold)
+    methods = [method for grid in request.grids for method in _methods(preprocessed, results, request, grid, fold, rounds, local_steps)]
     names = [method.name for method in methods]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise FedsamError("a method stands twice in the comparison", found=", ".join(twice), fix="leave it out once")
-    _check_folders(methods)
     if any(len(grid.strategies) > 1 or len(grid.wires) > 1 for grid in request.grids) and not all(method.aggregates for method in methods):
         notes = (*notes, "local and centralized train one site and were run once: no strategy or wire makes a difference there")
-    return ComparisonGrid(tuple(methods), rounds, local_steps, notes)
+    return ComparisonGrid(fold, tuple(methods), rounds, local_steps, notes)
 
 
 def _methods(
-    preprocessed: Path, results: Path, request: CompareRequest, grid: MethodGrid, rounds: int, local_steps: int
+    preprocessed: Path, results: Path, request: CompareRequest, grid: MethodGrid, fold: str, rounds: int, local_steps: int
 ) -> Iterator[Method]:
     """The rows of one grid."""
     for recipe, rate, protocol in product(grid.recipes, grid.learning_rates or (None,), grid.protocols):
@@ -142,7 +150,7 @@ def _methods(
                 TrainRequest(
                     recipe=recipe,
                     plans_name=request.plans_name,
-                    fold=request.fold,
+                    fold=fold,
                     protocol=protocol,
                     strategy=None if strategy is None else strategy.partition("+")[0],
                     lora_method=None if strategy is None else strategy.partition("+")[2] or None,
@@ -168,10 +176,11 @@ def _methods(
 
 
 def _check(request: CompareRequest) -> None:
-    if request.fold == "all":
+    if "all" in request.folds:
         raise FedsamError(
             "fold all leaves no case that no training saw", found="-f all", expected="a numbered fold", fix="-f 0, for example"
         )
+    _check_different("-f", request.folds)
     for grid in request.grids:
         for key in ("recipes", "protocols", "strategies", "wires", "learning_rates"):
             _check_different(key, [str(value) for value in getattr(grid, key)])
@@ -192,9 +201,9 @@ def _check_different(key: str, values: Sequence[str]) -> None:
         raise FedsamError(f"{key} is not a list of different names", found=",".join(values), expected="a,b", fix=f"mend {key}")
 
 
-def _schedule(preprocessed: Path, results: Path, request: CompareRequest) -> tuple[int, int, tuple[str, ...]]:
+def _schedule(preprocessed: Path, results: Path, request: CompareRequest, fold: str) -> tuple[int, int, tuple[str, ...]]:
     """Rounds, steps of a round, and what to say where the steps do not divide into rounds."""
-    probe = TrainRequest(recipe=request.grids[0].recipes[0], plans_name=request.plans_name, fold=request.fold, device=request.device)
+    probe = TrainRequest(recipe=request.grids[0].recipes[0], plans_name=request.plans_name, fold=fold, device=request.device)
     planned = run_setups(preprocessed, results, probe)[0].model.plans.training
     local_steps = request.local_steps or planned.local_steps
     if request.steps is None:
@@ -204,6 +213,19 @@ def _schedule(preprocessed: Path, results: Path, request: CompareRequest) -> tup
     rounds, rest = divmod(request.steps, local_steps)
     said = f"{request.steps} steps do not divide into rounds of {local_steps}: {rounds} rounds, {rounds * local_steps} steps a site"
     return rounds, local_steps, (said,) if rest else ()
+
+
+def _check_cases(grids: Sequence[ComparisonGrid]) -> None:
+    seen: dict[str, str] = {}
+    for grid in grids:
+        if twice := [case for case in grid.validation_cases if case in seen]:
+            raise FedsamError(
+                "two folds validate the same cases",
+                found=f"{len(twice)} of fold {grid.fold} stand in fold {seen[twice[0]]} too",
+                expected="each case once in the table",
+                fix="leave one of the folds out",
+            )
+        seen |= dict.fromkeys(grid.validation_cases, grid.fold)
 
 
 def _check_folders(methods: list[Method]) -> None:

@@ -1,7 +1,7 @@
 """From scored models to the table of a comparison: means, intervals, paired differences, traffic, time, memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from fedsam_pipeline.evaluation.surface import RULE as HD95_RULE
 
 METHOD = (
     f"{LEVEL:.0%} percentile bootstrap of {RESAMPLES} draws over cases within each site, the same draws for all methods; "
-    "of several seeds the mean; says nothing of other sites or seeds"
+    "of several seeds the mean, of several folds the cases of all; says nothing of other sites or seeds"
 )
 
 
@@ -57,9 +57,9 @@ class MethodResult:
         random_encoder: whether the image encoder was drawn at random.
         dice, hd95, missing: (R, N, K), one model a training seed and case: the one whose protocol scores this case.
         traffic: mean over runs; ``None`` where nothing travels.
-        seconds: of training, all runs of a seed together, mean over seeds.
+        seconds: of training, all runs of a seed and fold together, mean over seeds and folds.
         peak_memory: bytes of the largest worker process; ``None`` where it is not known.
-        elsewhere: of ``local``: site that trained to Dice at every site, mean over seeds.
+        elsewhere: of ``local``: site that trained to (R, N, K) Dice of its models at every case.
     """
 
     name: str
@@ -75,7 +75,7 @@ class MethodResult:
     traffic: Traffic | None
     seconds: float
     peak_memory: int | None
-    elsewhere: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    elsewhere: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def traffic_of(document: Mapping[str, Any]) -> Traffic:
@@ -95,7 +95,27 @@ def mean_traffic(runs: Sequence[Traffic]) -> Traffic:
     return Traffic(*(float(np.mean([getattr(run, part) for run in runs])) for part in ("up", "down", "total")))
 
 
-def site_dice(dice: NDArray[np.float64], sites: Sequence[str]) -> dict[str, float | None]:
+def pool_folds(results: Sequence[MethodResult]) -> MethodResult:
+    """One row of the same method's on the cases of several folds, one after the other."""
+
+    def cases(part: str) -> NDArray[Any]:
+        return np.concatenate([getattr(result, part) for result in results], axis=1)
+
+    first = results[0]
+    travelled = [result.traffic for result in results if result.traffic is not None]
+    return replace(
+        first,
+        dice=cases("dice"),
+        hd95=cases("hd95"),
+        missing=cases("missing"),
+        traffic=mean_traffic(travelled) if travelled else None,
+        seconds=float(np.mean([result.seconds for result in results])),
+        peak_memory=max((result.peak_memory for result in results if result.peak_memory is not None), default=None),
+        elsewhere={site: np.concatenate([result.elsewhere[site] for result in results], axis=1) for site in first.elsewhere},
+    )
+
+
+def _site_dice(dice: NDArray[np.float64], sites: Sequence[str]) -> dict[str, float | None]:
     """Dice of each site, mean over the R models of ``dice`` (R, N, K)."""
     means = site_means(dice, sites)
     return {site: _number(value) for site, value in zip(means.sites, means.by_site.mean(axis=0), strict=True)}
@@ -163,7 +183,7 @@ def _record(result: MethodResult, first: MethodResult, best: MethodResult, sites
         },
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory,
-        "elsewhere": {site: dict(row) for site, row in result.elsewhere.items()},
+        "elsewhere": {site: _site_dice(dice, sites) for site, dice in result.elsewhere.items()},
     }
 
 

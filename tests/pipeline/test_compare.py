@@ -123,6 +123,53 @@ def test_scores_are_those_of_predict_and_evaluate(planned: Path, results: Path, 
         assert row["dice"] == [metrics["Dice"] for metrics in expected[row["case"]]]
 
 
+def test_several_folds_are_one_table_on_the_cases_of_all(results: Path, simulation: DirectSimulation) -> None:
+    flags = ("--recipes", "lora", "--protocols", "local,federated", "--steps", "1")
+    assert main([*flags, "-f", "0", "1"]) == 0
+    pooled = record_of(results / "comparison__plans__folds_0_1")
+    assert pooled["fold"] == "0 1" and any("several folds" in note for note in pooled["notes"])
+    by_fold = []
+    for number in ("0", "1"):
+        assert main([*flags, "-f", number]) == 0
+        by_fold.append(record_of(results / f"comparison__plans__fold_{number}"))
+    assert pooled["cases"] == {
+        site: sum(record["cases"].get(site, 0) for record in by_fold) for site in sorted({*by_fold[0]["cases"], *by_fold[1]["cases"]})
+    }
+    assert [method["name"] for method in pooled["methods"]] == ["lora local", "lora federated"]
+    for row, method in enumerate(pooled["methods"]):
+        for score in ("dice", "hd95"):
+            for site, count in pooled["cases"].items():
+                parts = [(record["methods"][row][score]["sites"].get(site), record["cases"].get(site, 0)) for record in by_fold]
+                values = [part["value"] * number for part, number in parts if part is not None and part["value"] is not None]
+                if score == "dice":
+                    assert method[score]["sites"][site]["value"] == pytest.approx(sum(values) / count)
+        assert method["seconds"] == pytest.approx(sum(record["methods"][row]["seconds"] for record in by_fold) / 2)
+    sent = [record["methods"][1]["bytes"]["total"] for record in by_fold]
+    assert pooled["methods"][1]["bytes"]["total"] == sum(sent) / 2 and pooled["methods"][0]["bytes"] is None
+    assert sorted(pooled["methods"][1]["difference_to_local"]["dice"]) == sorted(pooled["cases"])
+    alone = pooled["methods"][0]
+    assert all(alone["elsewhere"][site][site] == pytest.approx(alone["dice"]["sites"][site]["value"]) for site in pooled["cases"])
+
+
+def test_a_method_that_fails_in_one_fold_is_in_no_table(
+    results: Path, simulation: DirectSimulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedsam_pipeline.pipeline import compare
+
+    train_all = compare.train_all
+
+    def burning(setups: Any, request: Any) -> Any:
+        if request.fold == "1" and request.protocol == "federated":
+            raise RuntimeError("the machine is on fire")
+        return train_all(setups, request)
+
+    monkeypatch.setattr(compare, "train_all", burning)
+    assert main(["--recipes", "lora", "--protocols", "centralized,federated", "--steps", "1", "-f", "0", "1"]) == 1
+    record = record_of(results / "comparison__plans__folds_0_1")
+    assert [method["name"] for method in record["methods"]] == ["lora centralized"]
+    assert [Path(failure["run"]).name for failure in record["failures"]] == ["fold_1"]
+
+
 def test_a_second_call_trains_and_scores_nothing(results: Path, simulation: DirectSimulation) -> None:
     before = record_of(results / "comparison__plans__fold_0")
     files = {path: path.stat().st_mtime_ns for path in results.glob("*__main/**/*") if path.is_file()}
@@ -219,7 +266,10 @@ def test_steps_become_rounds_of_the_plan(
         (("--recipes", "lora", "--strategies", "fedavg+rolora", "--wires", "int8"), "rolora cannot travel over a lossy wire"),
         (("--recipes", "lora", "--strategies", "no_such"), "no_such"),
         (("--recipes", "lora", "-f", "all"), "fold all leaves no case that no training saw"),
+        (("--recipes", "lora", "-f", "0", "all"), "fold all leaves no case that no training saw"),
         (("--recipes", "lora", "-f", "9"), "there is no such fold"),
+        (("--recipes", "lora", "-f", "0", "0"), "-f is not a list of different names"),
+        (("--recipes", "lora", "--steps", "1", "-f", "0-inner", "1", "2", "3", "4"), "two folds validate the same cases"),
         (("--recipes", "lora", "-d", "7"), "planned dataset 7 is missing"),
         (("--recipes", "lora", "-p", "others"), "has no plan of this name"),
         (("--recipes", "lora", "--steps", "2"), "cannot be continued with other settings"),

@@ -127,7 +127,8 @@ def test_traffic_is_what_the_messages_took() -> None:
 
 
 def test_tables_name_every_method_and_leave_empty_what_is_not_known() -> None:
-    alone = replace(method("alone", 0.5, 0.5, 0.5, 0.5, 0.5, protocol="local"), peak_memory=None, elsewhere={"a": {"a": 0.5, "b": None}})
+    half = method("alone", 0.5, 0.5, 0.5, 0.5, 0.5, protocol="local")
+    alone = replace(half, peak_memory=None, elsewhere={"a": np.where(np.array(SITES)[None, :, None] == "a", half.dice, np.nan)})
     found = record(ONE, alone) | {"failures": [{"run": "somewhere", "reason": "it\nbroke"}]}
     text = comparison_markdown(found)
     assert "FAILED somewhere: it broke" in text
