@@ -12,6 +12,7 @@ import pytest
 from fedsam_pipeline.entrypoints.compare import main
 from fedsam_pipeline.entrypoints.evaluate import main as evaluate
 from fedsam_pipeline.pipeline.predict import predict
+from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.specs import recipe
 from tests.pipeline.comparisons import NAME, DirectSimulation, make_planned
 
@@ -154,16 +155,12 @@ def test_several_folds_are_one_table_on_the_cases_of_all(results: Path, simulati
 def test_a_method_that_fails_in_one_fold_is_in_no_table(
     results: Path, simulation: DirectSimulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedsam_pipeline.pipeline import compare
-
-    train_all = compare.train_all
-
     def burning(setups: Any, request: Any) -> Any:
         if request.fold == "1" and request.protocol == "federated":
             raise RuntimeError("the machine is on fire")
         return train_all(setups, request)
 
-    monkeypatch.setattr(compare, "train_all", burning)
+    monkeypatch.setattr("fedsam_pipeline.pipeline.compare.train_all", burning)
     assert main(["--recipes", "lora", "--protocols", "centralized,federated", "--steps", "1", "-f", "0", "1"]) == 1
     record = record_of(results / "comparison__plans__folds_0_1")
     assert [method["name"] for method in record["methods"]] == ["lora centralized"]
