@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test bench lint typecheck weights clean help
+.PHONY: demo demo-deployment test test-faults bench lint typecheck weights clean help
 
 help:
 	@echo "make demo       set up, then plan, train, predict and evaluate on a made-up cohort with real weights"
+	@echo "make demo-deployment  set up, then a server and three hospitals as processes on this machine; one is killed and comes back"
 	@echo "make test       set up, then lint, type check and all tests"
+	@echo "make test-faults  set up, then kill the processes of a real federation on this machine and see it go on"
 	@echo "make bench      set up, then measure what is compared with reference programs; keep the machine idle meanwhile"
 	@echo "make weights    set up, then put LiteMedSAM's weights into the cache"
 	@echo "make clean      remove .venv and everything that was built"
@@ -27,6 +29,9 @@ weights: $(STAMP)
 demo: weights
 	$(BIN)/fedsam_demo
 
+demo-deployment: weights
+	$(BIN)/fedsam_demo_deployment --overwrite
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,8 +43,14 @@ typecheck: $(STAMP)
 	ln -s $(CURDIR)/tests $(CURDIR)/benchmarks build/typecheck/
 	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fedsam_pipeline -p tests -p benchmarks
 
+# Two processes, each with whole files: what a file sets up is set up once. make test TEST_WORKERS=0 runs all in one process.
+TEST_WORKERS ?= 2
+
 test: lint typecheck weights
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults
 
 # Those that need no data from elsewhere; make bench BENCHES=resampling measures one.
 BENCHES ?= codec surface_metrics resampling encoders training_step step_profile inference predict_profile federation

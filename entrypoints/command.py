@@ -98,7 +98,7 @@ def run_command(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     logging.getLogger("fedsam_pipeline").setLevel(logging.DEBUG)  # for the log files; the terminal shows what its level lets through
-    for noisy in ("matplotlib", "PIL", "urllib3", "fsspec", "numexpr", "highdicom", "httpx", "httpcore"):
+    for noisy in ("matplotlib", "PIL", "urllib3", "fsspec", "numexpr", "highdicom", "httpx", "httpcore", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return body(arguments) or EXIT_DONE

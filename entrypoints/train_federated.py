@@ -122,6 +122,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sites", type=lambda text: text.split(","), metavar="A,B,...", help="with --superlink: the sites that take part (default: all)"
     )
+    parser.add_argument(
+        "--min_sites",
+        type=positive_int,
+        metavar="N",
+        help="updates that a round needs: it goes on without the other sites, which may come back (default: all in simulation, more than "
+        "half of real sites)",
+    )
+    parser.add_argument(
+        "--round_timeout",
+        type=positive_float,
+        metavar="SECONDS",
+        help="how long an answer is waited for, and enough sites to be there (default: without end in simulation, 3600 of real sites)",
+    )
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -154,6 +167,8 @@ def _body(arguments: argparse.Namespace) -> None:
         wire=arguments.wire,
         random_encoder=arguments.random_encoder,
         init=arguments.init,
+        min_sites=arguments.min_sites,
+        round_timeout=arguments.round_timeout,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )

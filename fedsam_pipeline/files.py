@@ -129,6 +129,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Adds ``text`` (UTF-8) to the end of a file; ``FedsamError`` where that cannot be."""
+    with _clear_refusal(path, path.parent), open(path, "a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
 def json_text(value: Any) -> str:
     """``value`` as the indented JSON that our files hold. NaN is refused: write ``None``."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -90,6 +90,17 @@ class AuditHeads:
         self._new: list[HeadPoint] = []
         self._nodes: dict[str, int] = {}
 
+    @property
+    def registered(self) -> bool:
+        """Whether it is known beforehand which node is which site."""
+        return self._speakers is not None
+
+    def site_of(self, node: int) -> str | None:
+        """As which site a node was registered, or else has spoken; ``None`` where that is not known."""
+        if self._speakers is not None:
+            return self._speakers.get(node)
+        return next((site for site, other in self._nodes.items() if other == node), None)
+
     def claim(self, site: str, node: int) -> bool:
         """Whether this node may speak for a site: the one that was registered as this site, else the first that does is the only one, and
         speaks for no other.

@@ -1,8 +1,9 @@
-"""Checkpoints of a run: whole folders, written aside and renamed, hash checked when read, the last two kept.
+"""Checkpoints of a run: whole folders, written aside and renamed, hash checked when read, the last ones kept.
 
 The server's are ``checkpoints/round_NNNN``; a site's own (optimizer moments, tensors that never travel) are ``sites/SITE/state_rNNNN``.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -17,7 +18,10 @@ from torch import Tensor
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.files import make_folder, read_json, sha256_file, write_json
 
+log = logging.getLogger(__name__)
 KEPT = 2
+KEPT_AT_SITE = 3
+"""one more than the server's: where that has lost its last one, every site still holds the state that the one before it goes on from"""
 _TENSORS, _INFO = "tensors.safetensors", "checkpoint.json"
 
 
@@ -28,10 +32,12 @@ class CheckpointSeries:
     Attributes:
         folder: where they are.
         prefix: of their names, followed by the round with four digits.
+        kept: how many.
     """
 
     folder: Path
     prefix: str
+    kept: int = KEPT
 
     def rounds(self) -> list[int]:
         """Rounds that have a checkpoint, ascending."""
@@ -45,8 +51,24 @@ class CheckpointSeries:
         return self.folder / f"{self.prefix}{round_number:04d}"
 
     def save(self, round_number: int, tensors: dict[str, Tensor]) -> None:
-        """Writes a checkpoint and deletes all but the last two. An interrupted write leaves the earlier ones untouched."""
+        """Writes a checkpoint and deletes all but the last ones. An interrupted write leaves the earlier ones untouched.
+
+        Raises:
+            FedsamError: it cannot be written.
+        """
         make_folder(self.folder)
+        try:
+            self._write(round_number, tensors)
+        except (OSError, SafetensorError) as error:
+            raise FedsamError(
+                "a checkpoint cannot be written",
+                path=self.path(round_number),
+                found=str(error),
+                expected="a disk with room, and a folder this user may write to",
+                fix="free some room, or make the folder writable, and continue the run; the checkpoints before it are whole",
+            ) from error
+
+    def _write(self, round_number: int, tensors: dict[str, Tensor]) -> None:
         self._sweep()
         temporary = self.folder / f".tmp-{secrets.token_hex(4)}"
         try:
@@ -61,7 +83,7 @@ class CheckpointSeries:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self.rounds():
-            if old <= round_number - KEPT:
+            if old <= round_number - self.kept:
                 shutil.rmtree(self.path(old))
 
     def clear(self) -> None:
@@ -73,6 +95,24 @@ class CheckpointSeries:
     def _sweep(self) -> None:
         for left in self.folder.glob(".tmp-*"):
             shutil.rmtree(left)
+
+    def latest(self, before: int | None = None) -> tuple[int, dict[str, Tensor]] | None:
+        """The last checkpoint that can be read, of a round before ``before``; the log says which were passed over. ``None``: there is no
+        folder of one.
+
+        Raises:
+            FedsamError: there are some, and none can be read.
+        """
+        fault: FedsamError | None = None
+        for number in reversed([number for number in self.rounds() if before is None or number < before]):
+            try:
+                return number, self.load(number)
+            except FedsamError as error:
+                log.warning("round %d is passed over, the checkpoint before it is taken: %s", number, error)
+                fault = fault or error
+        if fault is not None:
+            raise fault
+        return None
 
     def load(self, round_number: int) -> dict[str, Tensor]:
         """Tensors of a round.

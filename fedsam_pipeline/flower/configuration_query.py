@@ -92,8 +92,8 @@ def ask_sites(grid: Grid, question: Question, heads: AuditHeads, stop: threading
     messages = [Message(RecordDict({CONFIG: asked}), dst_node_id=node, message_type=QUERY_CONFIGURATIONS) for node in nodes]
     found: dict[str, DiceSums] = {}
     refused: dict[str, str] = {}
-    for message in answers(grid, messages, None, stop):
-        site = f"node {message.metadata.src_node_id}"
+    for node, message in answers(grid, messages, None, stop):
+        site = f"node {node}"
         try:
             site = answering_site(message, question.most_cases, found, heads.claim)
             fault = trail_fault(heads, message, site)

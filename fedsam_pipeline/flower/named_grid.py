@@ -1,4 +1,4 @@
-"""Flower's grid with only those nodes that are a federation's sites."""
+"""Flower's grid with only some of its nodes: those that are a federation's sites, or those that take part in a round."""
 
 from collections.abc import Collection, Iterable
 
@@ -8,32 +8,24 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 
-class NamedGrid(Grid):
-    """A grid that knows which node is which site: by the name that the SuperLink registered with the node's public key.
-
-    Nodes with other names are not seen, and what a node says of its own name can be held against ``site_of``.
+class SomeNodes(Grid):
+    """A grid with a fixed set of nodes, whoever comes and goes meanwhile: Flower's strategies ask twice who is there.
 
     Args:
-        grid: Flower's.
-        sites: names of the sites.
-
-    Attributes:
-        site_of: node to site, of all nodes that were seen so far.
+        grid: what sends and receives.
+        nodes: the numbers.
     """
 
-    def __init__(self, grid: Grid, sites: Collection[str]) -> None:
-        self._grid, self._sites = grid, frozenset(sites)
-        self.site_of: dict[int, str] = {}
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """The sites that are connected now."""
-        found = [node for node in self._grid.get_nodes() if node.name in self._sites]
-        self.site_of.update({node.node_id: node.name for node in found})
-        return found
+    def __init__(self, grid: Grid, nodes: Collection[int] = ()) -> None:
+        self._grid, self._nodes = grid, tuple(nodes)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The same as numbers."""
-        return [node.node_id for node in self.get_nodes()]
+        """The fixed ones."""
+        return self._nodes
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """As Flower's, of these nodes."""
+        return [node for node in self._grid.get_nodes() if node.node_id in self._nodes]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """As Flower's."""
@@ -59,3 +51,34 @@ class NamedGrid(Grid):
     def create_message(self, *arguments: object, **named: object) -> Message:
         """As Flower's, which deprecates it."""
         return self._grid.create_message(*arguments, **named)  # type: ignore[arg-type]
+
+
+class NamedGrid(SomeNodes):
+    """A grid that knows which node is which site: by the name that the SuperLink registered with the node's public key.
+
+    Nodes with other names are not seen, and what a node says of its own name can be held against ``site_of``.
+
+    Args:
+        grid: Flower's.
+        sites: names of the sites.
+
+    Attributes:
+        site_of: node to site, of all nodes that were seen so far.
+        ready: sites that can take part in a round.
+    """
+
+    def __init__(self, grid: Grid, sites: Collection[str]) -> None:
+        super().__init__(grid)
+        self._sites = frozenset(sites)
+        self.site_of: dict[int, str] = {}
+        self.ready: set[str] = set()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """The sites that are connected now."""
+        found = [node for node in self._grid.get_nodes() if node.name in self._sites]
+        self.site_of.update({node.node_id: node.name for node in found})
+        return found
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Those of them that are ready."""
+        return [node.node_id for node in self.get_nodes() if node.name in self.ready]

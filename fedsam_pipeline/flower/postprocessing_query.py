@@ -15,7 +15,7 @@ from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.exchange import answers
 from fedsam_pipeline.flower.messages import CANDIDATES, CONFIG, DECIDED, QUERY_POSTPROCESSING, message_bytes
 from fedsam_pipeline.flower.replies import ANSWERED_KEYS
-from fedsam_pipeline.flower.round_loop import RoundPlan
+from fedsam_pipeline.flower.rounds import RoundPlan
 from fedsam_pipeline.flower.told_sums import AnswerRefused, answering_site, told_sums
 from fedsam_pipeline.postprocessing.deltas import DeltaSums, add_sums
 from fedsam_pipeline.specs.postprocessing import MaskRule
@@ -71,8 +71,7 @@ class PostprocessingQuery:
         found: dict[str, DeltaSums] = {}
         sites: dict[str, dict[str, Any]] = {}
         silent = set(self._nodes)
-        for message in answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window):
-            node = message.metadata.src_node_id
+        for node, message in answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window):
             silent.discard(node)
             site = f"node {node}"
             try:

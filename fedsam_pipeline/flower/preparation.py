@@ -15,14 +15,15 @@ from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.client_app import SiteProcess, answer_safely, make_client_app
 from fedsam_pipeline.flower.exchange import RunStopped, answers
-from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, QUERY_FINGERPRINT, QUERY_PLAN
+from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES
 from fedsam_pipeline.flower.named_grid import NamedGrid
-from fedsam_pipeline.flower.replies import SiteFailed
+from fedsam_pipeline.flower.replies import ABSENT, SiteFailed
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.flower.told_sums import MAX_ANSWER
 from fedsam_pipeline.logs import printable
@@ -33,14 +34,14 @@ Keys = Mapping[str, Any]
 STATE, TOLD, PREPARING, READY = "state", "told", "preparing", "ready"
 POLL_SECONDS = 2.0
 """from one question to the next; a site that is not ready lets an answer wait by itself"""
-UNSIGNED = 7
-"""Flower's error code of an app that no trusted entity of the site has signed"""
 FAILURES_IN_A_ROW = 5
 """of a site's process, until the run gives up"""
 SAY_SECONDS = 60.0
 """from one line of the log that names who is waited for to the next"""
 ANSWER_SECONDS = 120.0
 """an answer is waited for; a site that does not give one is asked again"""
+LATE_SECONDS = 60.0
+"""the same between rounds, which wait meanwhile"""
 
 
 @dataclass(frozen=True)
@@ -105,87 +106,150 @@ def _answer(content: RecordDict, site: PreparedSite, work: Callable[[Keys], Told
     return RecordDict({CONFIG: answer, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
 
 
-def ask_fingerprints(
-    grid: NamedGrid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
-) -> dict[str, str]:
-    """What the sites tell of their data; see :func:`ask_until_ready`."""
-    return ask_until_ready(grid, sites, QUERY_FINGERPRINT, config, heads, stop)
-
-
-def ask_plan(
-    grid: NamedGrid, sites: Collection[str], config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
-) -> dict[str, str]:
-    """Offers a plan; returns once every site has accepted it and preprocessed its cases, see :func:`ask_until_ready`."""
-    return ask_until_ready(grid, sites, QUERY_PLAN, config, heads, stop)
-
-
-def ask_until_ready(
-    grid: NamedGrid, sites: Collection[str], kind: str, config: Mapping[str, str], heads: AuditHeads, stop: threading.Event
-) -> dict[str, str]:
-    """Asks every node until all sites are ready. Nodes may come at any time.
+class Preparation:
+    """One question, asked until enough sites are ready, and afterwards of whoever comes.
 
     Args:
         grid: Flower's connection to the sites.
-        sites: names of those that must be ready.
+        sites: names of all.
         kind: type of the message.
         config: what is asked, with the key ``run_id``.
         heads: of the audit trails that the sites keep before a run.
         stop: set by another thread to end the waiting.
+        quorum: sites that it takes.
+        patience: seconds that the others are waited for once there are enough, and that too few may be there before that.
+        check: of a site and what it told; what it raises, a ``SiteFailed``, leaves that site out.
 
-    Returns:
-        What each site told, sorted by site.
-
-    Raises:
-        SiteFailed: a site refuses, or fails.
-        RunStopped: someone asked to stop.
+    Attributes:
+        told: what each site that is ready told.
     """
-    told: dict[str, str] = {}
-    failures: Counter[str] = Counter()
-    said = -math.inf
-    while missing := sorted(set(sites) - told.keys()):
-        if time.monotonic() - said >= SAY_SECONDS:
-            log.info("%s: waiting for %s", kind, ", ".join(missing))
-            said = time.monotonic()
-        nodes = [node for node in sorted(grid.get_node_ids()) if grid.site_of[node] in missing]
-        messages = [Message(RecordDict({CONFIG: ConfigRecord(dict(config))}), dst_node_id=node, message_type=kind) for node in nodes]
-        started, quiet = time.monotonic(), {grid.site_of[node] for node in nodes}
-        for message in answers(grid, messages, ANSWER_SECONDS, stop):
-            site = grid.site_of[message.metadata.src_node_id]
-            quiet.discard(site)
-            _watch_failures(message, site, failures)
-            text = _read(message, site, config["run_id"], heads)
+
+    def __init__(
+        self,
+        grid: NamedGrid,
+        sites: Collection[str],
+        kind: str,
+        config: Mapping[str, str],
+        heads: AuditHeads,
+        stop: threading.Event,
+        *,
+        quorum: int,
+        patience: float,
+        check: Callable[[str, str], object] = lambda _site, _text: None,
+    ) -> None:
+        self._grid, self._sites, self._kind, self._config = grid, frozenset(sites), kind, dict(config)
+        self._heads, self._stop, self._quorum, self._patience, self._check = heads, stop, quorum, patience, check
+        self.told: dict[str, str] = {}
+        self._crashes: Counter[str] = Counter()
+        self._refusals: dict[str, SiteFailed] = {}
+
+    def until_ready(self) -> dict[str, str]:
+        """Asks every node again and again. Nodes may come at any time.
+
+        Returns:
+            What each site told that is ready, sorted by site: of all, or of enough where the others did not come in time or refuse.
+
+        Raises:
+            SiteFailed: so many refuse, fail or stay away that there are not enough.
+            RunStopped: someone asked to stop.
+        """
+        said, seen, enough = -math.inf, time.monotonic(), math.inf
+        while missing := sorted(self._sites - self.told.keys()):
+            began = time.monotonic()
+            if began - said >= SAY_SECONDS:
+                log.info("%s: waiting for %s", self._kind, ", ".join(missing))
+                said = began
+            alive = self.ask(ANSWER_SECONDS)
+            now = time.monotonic()
+            if len(alive | self.told.keys()) >= self._quorum:
+                seen = now
+            if len(self.told) >= self._quorum:
+                enough = min(enough, now)
+                if now - enough >= self._patience or self._sites <= self.told.keys() | self._refusals.keys():
+                    break
+            elif now - seen >= self._patience:
+                there = alive | self.told.keys()
+                raise SiteFailed(
+                    f"{self._kind}: {len(there)} site(s) answered within {self._patience:g} s, {self._quorum} are needed; "
+                    f"missing: {', '.join(sorted(self._sites - there))}"
+                )
+            if self._stop.wait(max(0.0, POLL_SECONDS - (now - began))):
+                raise RunStopped("the run was stopped while sites were getting ready")
+        for site in sorted(self._sites - self.told.keys()):
+            log.warning("%s: it goes on without %s: %s", self._kind, site, self._refusals.get(site, "not ready"))
+        return {site: self.told[site] for site in sorted(self.told)}
+
+    def ask(self, timeout: float) -> set[str]:
+        """Asks once all that are there and not ready.
+
+        Args:
+            timeout: seconds that the answers are waited for.
+
+        Returns:
+            The sites that are ready now, or preparing.
+
+        Raises:
+            SiteFailed: so many refuse that there are not enough.
+        """
+        there = {node.node_id: node.name for node in self._grid.get_nodes() if node.name not in self.told}
+        content = {node: RecordDict({CONFIG: ConfigRecord(dict(self._config))}) for node in sorted(there)}
+        messages = [Message(each, dst_node_id=node, message_type=self._kind, ttl=timeout or None) for node, each in content.items()]
+        silent, alive = set(there.values()), set[str]()
+        for node, message in answers(self._grid, messages, timeout, self._stop):
+            site = there[node]
+            silent.discard(site)
+            try:
+                if self._crashed(message, site):
+                    continue
+                text = _read(message, site, self._config["run_id"], self._heads)
+                if text is not None:
+                    self._check(site, text)
+            except SiteFailed as error:
+                self._refused(site, error)
+                continue
+            self._refusals.pop(site, None)
+            alive.add(site)
             if text is not None:
-                told[site] = text
-        for site in sorted(quiet):
-            log.warning("%s did not answer within %.0f s; it is asked again", site, ANSWER_SECONDS)
-        heads.keep()
-        if set(sites) - told.keys() and stop.wait(max(0.0, POLL_SECONDS - (time.monotonic() - started))):
-            raise RunStopped("the run was stopped while sites were getting ready")
-    return {site: told[site] for site in sorted(told)}
+                self.told[site] = text
+        for site in sorted(silent):
+            log.warning("%s did not answer within %.0f s; it is asked again", site, timeout)
+        self._heads.keep()
+        return alive
 
+    def forget(self, site: str) -> None:
+        """A site that was ready knows nothing of it any more: it is asked again."""
+        self.told.pop(site, None)
 
-def _watch_failures(message: Message, site: str, failures: "Counter[str]") -> None:
-    """Ends the waiting where a site's process will never answer."""
-    if not message.has_error():
-        failures.pop(site, None)
-        return
-    failures[site] += 1
-    if message.error.code == UNSIGNED:
-        raise SiteFailed(
-            f"{site} does not run this app: none of its trusted entities has signed it. Was the SuperLink started with the kit's "
-            "start.sh, and by the version of fedsam-pipeline that this was submitted with?"
-        )
-    if failures[site] == FAILURES_IN_A_ROW:
-        raise SiteFailed(
-            f"the process of {site} failed {FAILURES_IN_A_ROW} times (Flower error {message.error.code}): see that SuperNode's log"
-        )
+    def _refused(self, site: str, error: SiteFailed) -> None:
+        if str(self._refusals.get(site)) != str(error):
+            log.warning("%s", error)
+        self._refusals[site] = error
+        if len(self._sites) - len(self._refusals) < self._quorum:
+            raise error
+
+    def _crashed(self, message: Message, site: str) -> bool:
+        """Whether the site gave no answer this time; ``SiteFailed`` where it will never do."""
+        if not message.has_error():
+            self._crashes.pop(site, None)
+            return False
+        code = message.error.code
+        if code in ABSENT:  # it may be at other work, or away: that says nothing of what it will do
+            log.warning("%s: %s; it is asked again", site, ABSENT[code])
+            return True
+        self._crashes[site] += 1
+        if code == ErrorCode.INVALID_FAB:
+            raise SiteFailed(
+                f"{site} does not run this app: none of its trusted entities has signed it. Was the SuperLink started with the kit's "
+                "start.sh, and by the version of fedsam-pipeline that this was submitted with?"
+            )
+        if self._crashes[site] >= FAILURES_IN_A_ROW:
+            raise SiteFailed(f"the process of {site} failed {FAILURES_IN_A_ROW} times (Flower error {code}): see that SuperNode's log")
+        log.warning("the process of %s failed (Flower error %d); it is asked again", site, code)
+        return True
 
 
 def _read(message: Message, registered: str, run_id: str, heads: AuditHeads) -> str | None:
-    """What a site tells; ``None`` while it prepares, or where its process failed."""
-    if message.has_error():
-        log.warning("the process of %s failed (Flower error %d); it is asked again", registered, message.error.code)
-        return None
+    """What a site tells; ``None`` while it prepares."""
     config = message.content.config_records.get(CONFIG, ConfigRecord())
     if "failure" in config:
         code, opaque = printable(config["failure"], 40), printable(config.get("failure_id"), 16)

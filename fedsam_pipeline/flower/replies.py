@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.common.constant import ErrorCode
 
 from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.evaluation.summary import SiteDice
@@ -27,6 +28,12 @@ from fedsam_pipeline.logs import printable
 
 ANSWERED_KEYS = ("run_id", "round", "attempt")
 MAX_EXAMPLES = 10**9
+ABSENT = {
+    ErrorCode.MESSAGE_UNAVAILABLE: "no answer in time",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "no answer in time",
+    ErrorCode.NODE_UNAVAILABLE: "it is not connected any more",
+}
+"""what Flower's errors mean where nothing went wrong but that a site is away"""
 REPLY_KEYS = ("loss", "learning_rate", "seconds", "data_seconds", VALIDATION_SECONDS, BUSY_SECONDS)
 
 
@@ -35,11 +42,16 @@ class SiteFailed(RuntimeError):
 
     Attributes:
         code: of the failure, where the site reported one.
+        site: the name in that report.
     """
 
-    def __init__(self, text: str, code: str = "") -> None:
+    def __init__(self, text: str, code: str = "", site: str | None = None) -> None:
         super().__init__(text)
-        self.code = code
+        self.code, self.site = code, site
+
+
+class SpeakersConfused(SiteFailed):
+    """Two nodes speak for one site, and nobody registered them: whose word counts is not known."""
 
 
 @dataclass
@@ -83,7 +95,9 @@ def read_reply(message: Message, sent: ConfigRecord, class_names: Sequence[str])
         SiteFailed: the site reports a failure, answers something else, or the answer cannot be read.
     """
     if message.has_error():
-        raise SiteFailed(f"a site's process failed (Flower error {message.error.code}): {message.error.reason}")
+        code, reason = message.error.code, message.error.reason
+        said = ABSENT.get(code, f"its process failed: {printable(reason, 80)}")
+        raise SiteFailed(f"{said} (Flower error {code})")
     try:
         return _parsed(message, sent, class_names)
     except (KeyError, TypeError, ValueError) as error:  # a record or key that is not there, or a value of another type
@@ -98,7 +112,7 @@ def _parsed(message: Message, sent: ConfigRecord, class_names: Sequence[str]) ->
         raise ValueError("no name of a site")
     if "failure" in config:
         code = printable(config["failure"], 40)
-        raise SiteFailed(f"{site} reports {code}, id {printable(config['failure_id'], 16)}: see sites/{site}/logs/site.log", code)
+        raise SiteFailed(f"{site} reports {code}, id {printable(config['failure_id'], 16)}: see sites/{site}/logs/site.log", code, site)
     if any(config[key] != sent[key] for key in ANSWERED_KEYS):
         raise SiteFailed(f"{site} answers for another run or round")
     shared = _validation(site, config, VALIDATION_SHARED, class_names) if VALIDATION_SHARED in config else {}

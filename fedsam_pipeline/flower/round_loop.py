@@ -7,8 +7,7 @@ a run continues from any round, and replies are checked before the strategy sees
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
+from fedsam_pipeline.evaluation.summary import combine_sites
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import Encoded, decode
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.attendance import Attendance
 from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import (
@@ -40,84 +40,21 @@ from fedsam_pipeline.flower.messages import (
     to_arrays,
     to_record,
 )
-from fedsam_pipeline.flower.replies import REPLY_KEYS, SiteFailed, SiteReply, check_update_numbers, lacks_reference, read_reply
+from fedsam_pipeline.flower.named_grid import SomeNodes
+from fedsam_pipeline.flower.replies import (
+    REPLY_KEYS,
+    SiteFailed,
+    SiteReply,
+    SpeakersConfused,
+    check_update_numbers,
+    lacks_reference,
+    read_reply,
+)
+from fedsam_pipeline.flower.rounds import FinalScores, RoundPlan, RoundRecord, Sent
 from fedsam_pipeline.flower.work_clock import WorkClock
-from fedsam_pipeline.specs.manifest import Manifest, Wire
-from fedsam_pipeline.training.local_trainer import RunSchedule
+from fedsam_pipeline.specs.manifest import Manifest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """What the server knows of a run.
-
-    Attributes:
-        run_id: opaque id that both sides compare.
-        schedule: rounds, steps, learning rate, seed.
-        val_every: the received model is scored in every so many rounds; 0 never.
-        agreement: hashes of plan, recipe and base weights.
-        sites: names of those that must answer each round; nobody else may.
-        class_names: of what is scored, in order: the regions, or else the foreground classes.
-        timeout: seconds to wait for each site's answer once it is asked; ``None`` waits for all.
-        wire: how states and updates travel.
-        window: sites that are asked at once, see :func:`answers`; ``None``: all.
-    """
-
-    run_id: str
-    schedule: RunSchedule
-    val_every: int
-    agreement: dict[str, str]
-    sites: tuple[str, ...]
-    class_names: tuple[str, ...]
-    timeout: float | None = None
-    wire: Wire = "fp32"
-    window: int | None = None
-
-
-@dataclass(frozen=True)
-class Sent:
-    """What went to one node in one exchange.
-
-    Attributes:
-        bytes_folded: of FedEx-LoRA's residuals, which travel as they are.
-        bytes_after: of the payloads.
-        bytes_message: of the messages.
-        encode_seconds: that the server took for the payloads.
-    """
-
-    bytes_folded: int = 0
-    bytes_after: int = 0
-    bytes_message: int = 0
-    encode_seconds: float = 0.0
-
-    def __add__(self, other: "Sent") -> "Sent":
-        return Sent(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
-
-
-@dataclass(frozen=True)
-class FinalScores:
-    """Dice by site after the last round.
-
-    Attributes:
-        shared: of the model that all sites share.
-        personal: of each site's own model; ``None`` where no tensor stays at a site.
-        refused: site to the reason why its answer was refused; it is in neither of the others.
-        traffic: the bytes it took, of refused answers too.
-    """
-
-    shared: dict[str, SiteDice]
-    personal: dict[str, SiteDice] | None
-    refused: dict[str, str]
-    traffic: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One line of ``progress.jsonl`` and one entry of ``communication.json``."""
-
-    progress: dict[str, Any]
-    communication: dict[str, Any]
 
 
 class RoundLoop:
@@ -133,6 +70,8 @@ class RoundLoop:
         on_round: called with each finished round's record.
         heads: of the sites' audit trails; an answer that contradicts them is refused.
         stop: set by another thread to end the run while it waits for sites.
+        admit: called before each exchange, and while sites are waited for, with the sites that have turned out to know nothing of the run:
+            lets in whoever has become ready.
 
     Attributes:
         clock: of the sites' work.
@@ -149,7 +88,10 @@ class RoundLoop:
         on_round: Callable[[RoundRecord], None],
         heads: AuditHeads,
         stop: threading.Event | None = None,
+        admit: Callable[[Collection[str]], None] | None = None,
     ) -> None:
+        self._admit = admit or (lambda _strangers: None)
+        self._strangers: set[str] = set()
         self._grid, self._aggregator, self._plan = grid, aggregator, plan
         self._manifest, self._checkpoints, self._downlink, self._on_round = manifest, checkpoints, downlink, on_round
         self._heads, self._stop = heads, stop or threading.Event()
@@ -161,7 +103,7 @@ class RoundLoop:
         """Runs all rounds after ``rounds_done``; returns the federated tensors after the last.
 
         Raises:
-            SiteFailed: a site did not give a usable answer.
+            SiteFailed: fewer sites than a round needs gave a usable answer.
         """
         for round_number in range(rounds_done + 1, self._plan.schedule.rounds + 1):
             tensors, record = self._round(tensors, round_number)
@@ -175,26 +117,27 @@ class RoundLoop:
         started = time.perf_counter()
         config = self._config(self._plan.schedule.rounds, validate=True)
         config[KEEP_MASKS] = keep_masks
-        configs = dict.fromkeys(wait_for_nodes(self._grid, len(self._plan.sites), self._stop), config)
-        replies, refused, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
+        configs = dict.fromkeys(self._present(), config)
+        replies, refused, missing, down = self._exchange(self._downlink.send(tensors), configs, EVALUATE_FOLD)
         traffic = self._traffic(self._plan.schedule.rounds, down, sorted(replies + refused, key=_site), EVALUATE_FOLD)
         own = {site: dice for reply in replies for site, dice in reply.validation.items()}
         shared = {site: dice for reply in replies for site, dice in reply.validation_shared.items()}
         personal = bool(self._manifest.personal)
         traffic |= {"seconds": time.perf_counter() - started}
-        return FinalScores(shared if personal else own, own if personal else None, _reasons(refused), traffic)
+        return FinalScores(shared if personal else own, own if personal else None, _reasons(refused), missing, traffic)
 
     def _round(self, tensors: dict[str, Tensor], round_number: int) -> tuple[dict[str, Tensor], RoundRecord]:
         started = time.perf_counter()
         plan = self._plan
         validate = plan.val_every > 0 and (round_number - 1) % plan.val_every == 0 and round_number > 1
         config = self._config(round_number, validate=validate)
+        there = SomeNodes(self._grid, self._present())
         encoded = self._downlink.send(tensors)
         configs = {
             message.metadata.dst_node_id: message.content.config_records[CONFIG]
-            for message in self._aggregator.configure(round_number, self._downlink.held, config, self._grid)
+            for message in self._aggregator.configure(round_number, self._downlink.held, config, there)
         }
-        replies, refused, down = self._exchange(encoded, configs, TRAIN_ROUND)
+        replies, refused, missing, down = self._exchange(encoded, configs, TRAIN_ROUND)
         aggregated = self._aggregator.result()
         traffic = self._traffic(round_number, down, sorted(replies + refused, key=_site), TRAIN_ROUND)
         seconds = time.perf_counter() - started
@@ -206,6 +149,7 @@ class RoundLoop:
             "learning_rate": replies[0].metrics["learning_rate"],
             "sites": {reply.site: {key: reply.metrics[key] for key in (NUM_EXAMPLES, *REPLY_KEYS)} for reply in replies},
             "refused": _reasons(refused),
+            "missing": missing,
             "validated_round": round_number - 1 if validation else None,
             "validation": {site: dice.to_dict(plan.class_names) for site, dice in validation.items()},
             "dice": _finite(combine_sites(validation).dice) if validation else None,
@@ -234,41 +178,59 @@ class RoundLoop:
 
     def _exchange(
         self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str
-    ) -> tuple[list[SiteReply], list[SiteReply], dict[int, Sent]]:
+    ) -> tuple[list[SiteReply], list[SiteReply], dict[str, str], dict[int, Sent]]:
         """Sends, waits, checks; an update goes to the aggregator as it arrives and is dropped.
 
         A node that does not hold the payload's reference (a joiner, or one whose disk was lost) says so and gets the full state at once.
 
         Returns:
-            The replies; those whose update was refused (the round goes on without them); what went to every node. Both sorted by site.
+            The replies; those whose update was refused (the round goes on without them); site to the reason why there is none; what went to
+            every node. Replies are sorted by site.
         """
         sent = next(iter(configs.values()))
         down = dict.fromkeys(configs, Sent())
         replies: list[SiteReply] = []
         lacking: set[int] = set()
+        attendance = Attendance(self._plan, self._heads, configs)
         self.clock.next_exchange(now=time.perf_counter())
-        for message in self._arriving(encoded, configs, kind, down):
-            if lacks_reference(message):
-                site = self._speaker(str(message.content.config_records[CONFIG].get("site")), message)
-                trail_fault(self._heads, message, site)  # noted; what it sends next is taken, or not
-                lacking.add(message.metadata.src_node_id)
-            else:
-                self._collect(message, sent, kind, replies)
+        for node, message in self._arriving(encoded, configs, kind, down):
+            try:
+                if lacks_reference(message):
+                    site = self._speaker(str(message.content.config_records[CONFIG].get("site")), message)
+                    trail_fault(self._heads, message, site)  # noted; what it sends next is taken, or not
+                    lacking.add(node)
+                else:
+                    self._collect(message, sent, kind, replies)
+            except SiteFailed as error:
+                attendance.failed(node, error)
             del message  # an update is not kept while the next one is waited for
         if lacking:
             log.info("%d of %d sites get the full state", len(lacking), len(configs))
             again = {node: config for node, config in configs.items() if node in lacking}
-            for message in self._arriving(self._downlink.full(), again, kind, down):
-                self._collect(message, sent, kind, replies)
-        missing = len(self._plan.sites) - len(replies)
-        if missing > 0:
-            raise SiteFailed(f"{missing} of {len(self._plan.sites)} sites did not answer")
+            for node, message in self._arriving(self._downlink.full(), again, kind, down):
+                try:
+                    self._collect(message, sent, kind, replies)
+                except SiteFailed as error:
+                    attendance.failed(node, error)
+                del message
+        missing = attendance.missing([reply.site for reply in replies])
         self._heads.keep()  # each site has one node that speaks for it
         replies.sort(key=_site)
         taken, refused = [reply for reply in replies if reply.refused is None], [reply for reply in replies if reply.refused is not None]
-        if not taken:
+        self._strangers |= attendance.strangers
+        if not taken and refused:
             raise SiteFailed(f"every answer was refused; {refused[0].site}: {refused[0].refused}")
-        return taken, refused, down
+        attendance.enough(len(taken), missing | _reasons(refused))
+        return taken, refused, missing, down
+
+    def _present(self) -> list[int]:
+        """The nodes of an exchange: enough of them, and those that have become ready since the last one."""
+        number = self._plan.quorum if self._heads.registered else len(self._plan.sites)  # in simulation all come, one by one
+        return wait_for_nodes(self._grid, number, self._stop, self._plan.timeout, self._let_in)
+
+    def _let_in(self) -> None:
+        strangers, self._strangers = self._strangers, set()
+        self._admit(strangers)
 
     def _collect(self, message: Message, sent: ConfigRecord, kind: str, replies: list[SiteReply]) -> None:
         """Checks one answer and adds it to the replies; one that is refused is marked so."""
@@ -296,7 +258,8 @@ class RoundLoop:
         if site not in self._plan.sites:
             raise SiteFailed(f"there is no site {site!r:.40} in this run")
         if not self._heads.claim(site, message.metadata.src_node_id):
-            raise SiteFailed(f"two nodes answer for the same site, {site}, or one for two")
+            kind = SiteFailed if self._heads.registered else SpeakersConfused  # who of the two is wrong is known, or not
+            raise kind(f"two nodes answer for the same site, {site}, or one for two")
         return site
 
     def _take(self, reply: SiteReply, content: RecordDict) -> None:
@@ -312,8 +275,10 @@ class RoundLoop:
         reply.num_tensors = len(tensors)
         self._aggregator.add(reply.site, tensors, int(reply.metrics[NUM_EXAMPLES]))
 
-    def _arriving(self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str, down: dict[int, Sent]) -> Iterator[Message]:
-        """Sends and yields the answers as they come; ends at the timeout of the plan, and at once when the run is stopped.
+    def _arriving(
+        self, encoded: Encoded, configs: dict[int, ConfigRecord], kind: str, down: dict[int, Sent]
+    ) -> Iterator[tuple[int, Message]]:
+        """Sends and yields nodes and answers as they come; ends at the timeout of the plan, and at once when the run is stopped.
 
         Where not all are asked at once, those that took longest the last time come first: the fewer wait for the last one.
         """
@@ -324,8 +289,10 @@ class RoundLoop:
         contents = {id(config): RecordDict({**records, CONFIG: config}) for config in configs.values()}  # most nodes get the same
         sizes = {key: message_bytes(content) for key, content in contents.items()}
         messages = []
+        at_once = self._plan.window is None or len(configs) <= self._plan.window
+        lasts = self._plan.timeout if at_once else None  # a site that comes back does not work on what is over; counts from now
         for node, config in sorted(configs.items(), key=lambda item: (-self._took.get(item[0], 0.0), item[0])):
-            messages.append(Message(contents[id(config)], dst_node_id=node, message_type=kind))
+            messages.append(Message(contents[id(config)], dst_node_id=node, message_type=kind, ttl=lasts))
             down[node] += Sent(folded, encoded.figures.bytes_after, sizes[id(config)], encoded.figures.seconds)
         yield from answers(self._grid, messages, self._plan.timeout, self._stop, window=self._plan.window)
 

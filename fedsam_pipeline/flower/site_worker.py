@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam_pipeline.dataset.label_scheme import IGNORE, LabelScheme
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.evaluation.metrics import counts
 from fedsam_pipeline.evaluation.summary import SiteDice, summarize_site
-from fedsam_pipeline.federation.checkpoints import CheckpointSeries
+from fedsam_pipeline.federation.checkpoints import KEPT_AT_SITE, CheckpointSeries
 from fedsam_pipeline.federation.codec.coding import Encoded, decode, encode
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
@@ -125,7 +126,7 @@ class SiteWorker:
         self._setup = setup
         self._adapted, self._initial = worker_model(setup)
         self._store = CaseStore(setup.store_folder)
-        self._states = CheckpointSeries(setup.state_folder, "state_r")
+        self._states = CheckpointSeries(setup.state_folder, "state_r", KEPT_AT_SITE)
         self._loaded: tuple[int, dict[str, Tensor]] | None = None
 
     @property
@@ -136,7 +137,10 @@ class SiteWorker:
     def held(self, after_round: int) -> dict[str, Tensor]:
         """The federated state that this site received for a round, against which the next one comes; without it that of round 0."""
         if after_round in self._states.rounds():
-            return _without_prefix(self._state_after(after_round), _HELD_PREFIX)
+            try:
+                return _without_prefix(self._state_after(after_round), _HELD_PREFIX)
+            except FedsamError as error:
+                log.warning("%s asks for the full state: %s", self._setup.site, error)
         return {entry.name: self._initial[entry.name] for entry in self.manifest.federated}
 
     def receive(self, payload: bytes, folded: Mapping[str, NDArray[np.generic]], *, rounds_done: int) -> float:
@@ -168,8 +172,8 @@ class SiteWorker:
     ) -> tuple[Encoded, RoundResult]:
         """Trains one round from the received tensors.
 
-        Moments, local tensors and what the last update lost are those of the round before. A site without any state starts fresh (round 1,
-        or a late joiner).
+        Moments, local tensors and what the last update lost are those of the last round that this site trained, which is the one before
+        unless it was away. A site without any state starts fresh (round 1, or a late joiner).
 
         Args:
             schedule: of the whole run.
@@ -257,9 +261,19 @@ class SiteWorker:
             if round_number > 1:
                 log.warning("%s joins in round %d: optimizer moments start afresh", self._setup.site, round_number)
             return self._initial_local()
-        if round_number - 1 not in known:
-            raise StateMissing(f"round {round_number} needs the state of round {round_number - 1}; this site has {known}")
-        return self._state_after(round_number - 1)
+        if min(known) >= round_number:
+            raise StateMissing(f"round {round_number} needs the state of a round before it; this site has {known}")
+        return self._last_state(round_number - 1, f"round {round_number}")
+
+    def _last_state(self, up_to: int, what: str) -> dict[str, Tensor]:
+        """The state of the last round up to this one that can be read. There is one on disk."""
+        if self._loaded is None or self._loaded[0] != up_to:
+            self._loaded = self._states.latest(before=up_to + 1)
+        assert self._loaded is not None  # it says so where none can be read
+        number, state = self._loaded
+        if number < up_to:
+            log.warning("%s was away: %s goes on from its state of round %d", self._setup.site, what, number)
+        return state
 
     def _initial_local(self) -> dict[str, Tensor]:
         """Local tensors at round 0: the worker's model may have served other sites in between and must not leak into this one."""
@@ -269,7 +283,8 @@ class SiteWorker:
         """The tensors that stay here, as they were after a round."""
         if not self.manifest.personal:
             return {}
-        state = self._state_after(rounds_done) if rounds_done in self._states.rounds() else self._initial_local()
+        known = any(number <= rounds_done for number in self._states.rounds())
+        state = self._last_state(rounds_done, f"the model after round {rounds_done}") if known else self._initial_local()
         return _without_prefix(state, _LOCAL_PREFIX)
 
     def write_personal_bundle(self, *, rounds_done: int) -> Path:

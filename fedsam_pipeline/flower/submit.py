@@ -82,7 +82,8 @@ def _followed(client: ControlHttpClient, run_id: int, superlink: str) -> RunStat
             "the connection to the run was lost",
             found=error.format_message(),
             expected="a SuperLink that answers until the run has ended",
-            fix=f"the run goes on without this command: flwr log {run_id} {superlink} shows what it prints, do not start it again",
+            fix=f"while the SuperLink lives, the run goes on without this command: flwr log {run_id} {superlink} shows what it prints; "
+            "where it was stopped, start it again and repeat this command with --c",
         ) from error
 
 

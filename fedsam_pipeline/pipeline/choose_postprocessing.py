@@ -6,7 +6,7 @@ from typing import Any
 
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower.postprocessing_query import PostprocessingQuery
-from fedsam_pipeline.flower.round_loop import RoundPlan
+from fedsam_pipeline.flower.rounds import RoundPlan
 from fedsam_pipeline.flower.simulation import Grid
 from fedsam_pipeline.pipeline.train_request import RunSetup
 from fedsam_pipeline.postprocessing.candidates import questions

@@ -9,8 +9,9 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,8 +20,9 @@ from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.files import make_folder, parse_json, read_json, write_json
+from fedsam_pipeline.flower.messages import QUERY_FINGERPRINT, QUERY_PLAN
 from fedsam_pipeline.flower.named_grid import NamedGrid
-from fedsam_pipeline.flower.preparation import ask_fingerprints, ask_plan
+from fedsam_pipeline.flower.preparation import LATE_SECONDS, Preparation
 from fedsam_pipeline.flower.replies import MAX_EXAMPLES, SiteFailed
 from fedsam_pipeline.flower.server_app import make_server_app
 from fedsam_pipeline.flower.simulation import Grid
@@ -39,6 +41,7 @@ from fedsam_pipeline.pipeline.train import TrainingRun, finished, refuse_existin
 from fedsam_pipeline.pipeline.train_request import (
     RunSetup,
     TrainRequest,
+    real_quorum,
     run_place,
     run_schedule,
     validation_interval,
@@ -58,6 +61,8 @@ log = logging.getLogger(__name__)
 REQUEST_KEY = "request"
 """of Flower's run configuration: JSON of a :class:`FederationRequest`"""
 FINGERPRINT_FILE = "fingerprint.json"
+ROUND_TIMEOUT = 3600.0
+"""seconds, where the user says no other"""
 _FOLD = re.compile(r"all|\d{1,3}")
 DATASET_KEYS = ("labels", "channel_names", "file_ending", "regions_class_order", "site_labels")
 """of ``dataset.json``: what says nothing of single cases"""
@@ -134,26 +139,40 @@ def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
         run_folder = folders.results / request.dataset / place
         refuse_existing(run_folder, request.training)  # before any site is asked for anything
         heads = AuditHeads(folder / SITE_FOLDER, sites.site_of)
-        fingerprint, plans = _plan(sites, request, folder, run_folder, heads, stop)
+        quorum = real_quorum(recipe.aggregation, request.training.min_sites, len(request.sites))
+        patience = request.training.round_timeout or ROUND_TIMEOUT
+        log.info("%d of %d sites are enough; %.0f s are waited for the others", quorum, len(request.sites), patience)
+        ask = partial(Preparation, sites, request.sites, heads=heads, stop=stop, quorum=quorum, patience=patience)
+        fingerprint, plans = _plan(ask, request, folder, run_folder)
         dataset = _dataset_json(folders.raw / request.dataset / "dataset.json", plans, request.sites)
         write_json(folder / "dataset.json", dataset)
         setup = _setup(request, recipe, plans, fingerprint, dataset, run_folder)
 
         def connect(serve_rounds: Callable[[Grid, threading.Event], None]) -> None:
             offer = Offer(run.state["run_id"], place, plans, setup.model.recipe, setup.model.configuration, setup.model.random_encoder)
-            asked = setup.model.agreement() | offer.to_dict() | {"dataset": request.dataset}
-            for site, text in ask_plan(sites, request.sites, asked, heads, stop).items():
-                validated[site] = _validated(site, text)
+            offered.append(ask(QUERY_PLAN, setup.model.agreement() | offer.to_dict() | {"dataset": request.dataset}, check=_validated))
+            offered[0].until_ready()
             serve_rounds(sites, stop)
 
+        def admit(strangers: Collection[str]) -> None:
+            """Lets in the sites that have become ready, after asking those that are there and are not, or not any more."""
+            for site in strangers:
+                offered[0].forget(site)
+                sites.ready.discard(site)
+            offered[0].ask(LATE_SECONDS)
+            for site in sorted(offered[0].told.keys() - sites.ready):
+                validated[site] = _validated(site, offered[0].told[site])
+                log.info("%s takes part", site)
+                sites.ready.add(site)
+
+        offered: list[Preparation] = []
         validated = dict.fromkeys(request.sites, 0)  # known once the sites are ready
-        run = TrainingRun(replace(setup, validated=validated), request.training, connect)
+        setup = replace(setup, validated=validated, min_sites=quorum, round_timeout=patience, admit=admit)
+        run = TrainingRun(setup, request.training, connect)
         return finished(run, request.training, None)
 
 
-def _plan(
-    grid: NamedGrid, request: FederationRequest, folder: Path, run_folder: Path, heads: AuditHeads, stop: threading.Event
-) -> tuple[Fingerprint, Plans]:
+def _plan(ask: Callable[..., Preparation], request: FederationRequest, folder: Path, run_folder: Path) -> tuple[Fingerprint, Plans]:
     """The plan that the sites' fingerprints give; of a run that is continued its own."""
     kept, wanted = run_folder / FINGERPRINT_FILE, request.training.base_model
     if request.training.resume and kept.exists():
@@ -163,7 +182,7 @@ def _plan(
                 "this run is for another base model", path=run_folder, found=plans.base_model, expected=wanted, fix="leave -m out"
             )
         return Fingerprint.load(kept), plans
-    told = ask_fingerprints(grid, request.sites, {"run_id": secrets.token_hex(8), "dataset": request.dataset}, heads, stop)
+    told = ask(QUERY_FINGERPRINT, {"run_id": secrets.token_hex(8), "dataset": request.dataset}, check=_released).until_ready()
     released = {site: _released(site, text) for site, text in told.items()}
     for site, document in released.items():
         document.save(folder / FOLDER / f"{site}.json")

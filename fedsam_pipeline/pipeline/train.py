@@ -18,11 +18,12 @@ from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
-from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json, write_text
+from fedsam_pipeline.files import append_text, locked_folder, make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.replies import SiteFailed
-from fedsam_pipeline.flower.round_loop import FinalScores, RoundLoop, RoundPlan, RoundRecord
+from fedsam_pipeline.flower.round_loop import RoundLoop
+from fedsam_pipeline.flower.rounds import FinalScores, RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker
 from fedsam_pipeline.logs import log_file
@@ -207,7 +208,7 @@ class TrainingRun:
         started = time.perf_counter()
         earlier = float(self.state["seconds"])
         manifest = self._build_manifest()  # before anything is cleared: a recipe that does not fit must cost nothing
-        Aggregator(setup.model.recipe.aggregation, len(setup.site_names))  # nor a strategy that makes no sense with so many sites
+        Aggregator(setup.model.recipe.aggregation, setup.quorum)  # nor a strategy that makes no sense with so few sites
         if not self._continues:
             self._clear()
         write_documents(self._folder, setup.model.plans, setup.model.recipe, manifest)
@@ -240,12 +241,11 @@ class TrainingRun:
     def _serve(self, grid: Grid, stop: threading.Event) -> None:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
-        aggregator = Aggregator(setup.model.recipe.aggregation, len(setup.site_names))
+        aggregator = Aggregator(setup.model.recipe.aggregation, setup.quorum)
         downlink = Downlink(setup.model.recipe.aggregation.wire, tensors)
-        known = self._checkpoints.rounds()
-        if known:
-            rounds_done = known[-1]
-            downlink, rest = Downlink.restored(setup.model.recipe.aggregation.wire, self._checkpoints.load(rounds_done))
+        if (known := self._checkpoints.latest()) is not None:
+            rounds_done, kept = known
+            downlink, rest = Downlink.restored(setup.model.recipe.aggregation.wire, kept)
             tensors = aggregator.restore(rest)
             log.info("continuing after round %d", rounds_done)
         self._forget_after(rounds_done)
@@ -257,12 +257,16 @@ class TrainingRun:
             agreement=setup.model.agreement(),
             sites=setup.site_names,
             class_names=self._names,
+            min_sites=setup.min_sites,
+            timeout=setup.round_timeout,
             wire=setup.model.recipe.aggregation.wire,
             window=setup.workers + 1,  # one for each worker, and one for the first that is done
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             heads = AuditHeads(self._folder, grid.site_of if isinstance(grid, NamedGrid) else None)
-            loop = RoundLoop(grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), heads, stop)
+            loop = RoundLoop(
+                grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), heads, stop, setup.admit
+            )
             self._clock = loop.clock
             tensors = loop.run(tensors, rounds_done)
             if setup.held_out is None:
@@ -272,7 +276,7 @@ class TrainingRun:
                 if setup.chooses_postprocessing:
                     self._choose_postprocessing(grid, plan, heads, stop)
             else:  # no node of the federation: nothing travels
-                scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {}, {})
+                scores = FinalScores(self._evaluate_held_out(setup.held_out, tensors, aggregator.residuals), None, {}, {}, {})
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
@@ -297,8 +301,7 @@ class TrainingRun:
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
-            with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record.progress, allow_nan=False) + "\n")
+            append_text(self._folder / "progress.jsonl", json.dumps(record.progress, allow_nan=False) + "\n")
             self._append_traffic(record.communication)
             self._watch_memory()
             losses = [site["loss"] for site in record.progress["sites"].values()]
@@ -318,11 +321,11 @@ class TrainingRun:
         summary = {"schema_version": 1, "rule": RULE, "grid": "plan", "round": self._setup.schedule.rounds} | shared
         if scores.personal is not None:
             summary["personal"] = self._summary(scores.personal)
-        summary["refused"] = scores.refused
+        summary |= {"refused": scores.refused, "missing": scores.missing}
         write_json(self._folder / "validation" / "summary.json", summary)
-        with open(self._folder / "progress.jsonl", "a", encoding="utf-8") as stream:
-            line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
-            stream.write(json.dumps(line | {"refused": scores.refused}, allow_nan=False) + "\n")
+        line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
+        line |= {"refused": scores.refused, "missing": scores.missing}
+        append_text(self._folder / "progress.jsonl", json.dumps(line, allow_nan=False) + "\n")
         self._picture.draw(self._progress())
         write_adapter(self._folder, self._initial | tensors, self._setup.model.bundle_info(self._setup.schedule.rounds))
         self.state["final"] = summary

@@ -18,7 +18,8 @@ from fedsam_pipeline.federation.strategy_settings import streams
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.messages import BUSY_SECONDS, VALIDATION_SECONDS
 from fedsam_pipeline.flower.replies import SiteFailed
-from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord
+from fedsam_pipeline.flower.round_loop import RoundLoop
+from fedsam_pipeline.flower.rounds import RoundPlan, RoundRecord
 from fedsam_pipeline.flower.simulation import Grid, simulate
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.flower.work_clock import longest_first

@@ -1,6 +1,7 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.strategy_settings import require_lossless, strategy_settings
+from fedsam_pipeline.federation.strategy_settings import require_lossless, require_sites, strategy_settings
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
@@ -30,7 +31,7 @@ from fedsam_pipeline.specs.coverage import Coverage
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.specs.recipe import Recipe, load_recipe
+from fedsam_pipeline.specs.recipe import AggregationRecipe, Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 ONE_SITE = ("local", "centralized")
@@ -68,6 +69,10 @@ class TrainRequest:
     random_encoder: bool = False
     init: Path | None = None
     """a trained fold's folder to start from"""
+    min_sites: int | None = None
+    """whose updates a round needs; ``None``: all in simulation, more than half of real sites"""
+    round_timeout: float | None = None
+    """seconds; ``None``: any time in simulation, an hour of real sites"""
     resume: bool = False
     overwrite: bool = False
 
@@ -84,6 +89,8 @@ class RunSetup:
         validated: every site of the federation to its validation cases in all folds.
         held_out: a site outside the federation that the trained model is scored on.
         coverage: for quality control; ``None``: not known.
+        min_sites, round_timeout: see ``RoundPlan``.
+        admit: see ``RoundLoop``.
     """
 
     folder: Path
@@ -99,6 +106,14 @@ class RunSetup:
     validated: Mapping[str, int]
     held_out: SiteSetup | None = None
     coverage: Coverage | None = None
+    min_sites: int | None = None
+    round_timeout: float | None = None
+    admit: Callable[[Collection[str]], None] | None = None
+
+    @property
+    def quorum(self) -> int:
+        """Sites that a round needs."""
+        return len(self.validated) if self.min_sites is None else self.min_sites
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -193,9 +208,47 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
                 validated={site: sum(len(set(own).intersection(val)) for val in validated) for site, own in members.items()},
                 held_out=held_out,
                 coverage=coverage,
+                min_sites=checked_min_sites(request.min_sites, len(members)),
+                round_timeout=request.round_timeout,
             )
         )
     return setups
+
+
+def checked_min_sites(number: int | None, sites: int) -> int | None:
+    """``--min_sites``, if there are so many; ``FedsamError`` where not."""
+    if number is not None and number > sites:
+        raise FedsamError(
+            "--min_sites asks for more sites than there are",
+            found=f"{number} of {sites}",
+            expected=f"1 to {sites}",
+            fix="lower it, or leave it out",
+        )
+    return number
+
+
+def real_quorum(aggregation: AggregationRecipe, min_sites: int | None, sites: int) -> int:
+    """Updates that a round of real sites needs: as many as the user says, else more than half, and as many as the strategy means
+    something with.
+
+    Raises:
+        FedsamError: there are not so many, or the strategy needs more.
+    """
+    settings = strategy_settings(aggregation.strategy, aggregation.lora_method, aggregation.options)
+    asked = checked_min_sites(min_sites, sites)
+    try:
+        for number in range(sites // 2 + 1, sites) if asked is None else ():
+            with suppress(FedsamError):
+                require_sites(aggregation.strategy, number, settings)
+                return number
+        require_sites(aggregation.strategy, asked or sites, settings)
+    except FedsamError as error:
+        if asked is None:
+            raise
+        raise FedsamError(
+            error.what, found=f"--min_sites {asked}", expected=error.expected, fix=f"raise --min_sites, or {error.fix}"
+        ) from error
+    return asked or sites
 
 
 def _groups(protocol: Protocol, sites: Mapping[str, list[str]]) -> dict[str, Mapping[str, list[str]]]:

@@ -96,6 +96,13 @@ def communication_section(files: RunFiles) -> Section:
         parts.append(table("Refused updates: these rounds went on without them", ["round", "site", "why"], refused, kind="words"))
     else:
         parts.append(note("No update was refused."))
+    missing = [
+        [str(record["round"]), site, str(why)]
+        for record in round_records(files.records)
+        for site, why in sorted((record.get("missing") or {}).items())
+    ]
+    if missing:
+        parts.append(table("Missing sites: these rounds went on without them", ["round", "site", "why"], missing, kind="words"))
     return Section(title, "".join(parts))
 
 

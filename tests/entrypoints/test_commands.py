@@ -62,6 +62,7 @@ FLAGS = {
     "fedsam_site_kit": ("init", "place", "key", "renew"),
     "fedsam_doctor": ("-d", "--kit", "--json"),
     "fedsam_audit": ("verify", "show"),
+    "fedsam_demo_deployment": ("-o", "-m", "--local_steps", "--size", "--round_timeout", "--overwrite"),
     "fedsam_demo": ("-o", "-m", "--rounds", "--local_steps", "--size", "--overwrite", "-device"),
 }
 PREPROCESSED = Path("fedsam_data/preprocessed")

@@ -86,3 +86,10 @@ def test_the_quotations_are_found() -> None:
     found = [words for page in PAGES for words in quotations(page) if words[0] in SCRIPTS]
     assert ["fedsam_predict", "-i", "imgs", "-o", "masks"] in found
     assert {words[0] for words in found} == SCRIPTS.keys()
+
+
+def test_the_fault_matrix_names_tests_that_there_are() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    lost = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")]
+    assert not lost

@@ -1,6 +1,8 @@
 """Checkpoints: the last two are kept, damage is noticed, an interrupted write leaves nothing."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,37 @@ def test_an_interrupted_write_leaves_the_earlier_one(tmp_path: Path, monkeypatch
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoints, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FedsamError, match="No space left") as error:
         series.save(2, {"a": torch.ones(1)})
+    assert error.value.path == str(tmp_path / "round_0002") and "free some room" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["round_0001"]
+
+
+def test_a_file_that_may_not_grow_leaves_the_earlier_one(tmp_path: Path) -> None:
+    series = CheckpointSeries(tmp_path, "round_")
+    series.save(1, {"a": torch.zeros(1)})
+    known = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, known[1]))
+    try:
+        with pytest.raises(FedsamError, match="a checkpoint cannot be written"):
+            series.save(2, {"a": torch.ones(4096)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, known)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in tmp_path.iterdir()] == ["round_0001"] and series.latest() is not None
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series = CheckpointSeries(tmp_path, "round_")
+    for number in (1, 2, 3):
+        series.save(number, {"a": torch.full((1,), float(number))})
+    assert series.rounds() == [2, 3]
+    (tmp_path / "round_0003" / "tensors.safetensors").write_bytes(b"torn")
+    assert series.latest() == (2, {"a": torch.full((1,), 2.0)})
+    assert "round 3 is passed over, the checkpoint before it is taken: a checkpoint is damaged" in caplog.text
+    (tmp_path / "round_0002" / "checkpoint.json").write_text("{")
+    with pytest.raises(FedsamError) as error:
+        series.latest()
+    assert error.value.path is not None and "round_0003" in error.value.path, "the newest is named"
+    assert CheckpointSeries(tmp_path / "nothing", "round_").latest() is None

@@ -9,7 +9,8 @@ from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.flower.aggregator import Aggregator
-from fedsam_pipeline.flower.round_loop import RoundLoop, RoundPlan, RoundRecord
+from fedsam_pipeline.flower.round_loop import RoundLoop
+from fedsam_pipeline.flower.rounds import RoundPlan, RoundRecord
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
 from fedsam_pipeline.specs.manifest import Wire
@@ -63,18 +64,35 @@ class Federation:
     """A run in this process."""
 
     def __init__(
-        self, folder: Path, sites: dict[str, int] = SITES, recipe: Recipe | None = None, val_every: int = 0, wire: Wire = "fp32"
+        self,
+        folder: Path,
+        sites: dict[str, int] = SITES,
+        recipe: Recipe | None = None,
+        val_every: int = 0,
+        wire: Wire = "fp32",
+        min_sites: int | None = None,
     ) -> None:
+        """``min_sites``: names are registered, and answers waited for half a second."""
         self.setups = setups(folder, sites, recipe)
         self.grid = DirectGrid(self.setups)
         self.records: list[RoundRecord] = []
         self.adapted = model(recipe)
         self.checkpoints = CheckpointSeries(folder / "checkpoints", "round_")
-        self.heads = AuditHeads(folder)
+        self.heads = AuditHeads(folder, None if min_sites is None else dict(enumerate(sites, start=1)))
         self.wire = wire
-        plan = RoundPlan("run", SCHEDULE, val_every, self.setups[0].model.agreement(), tuple(sites), ("organ", "lesion"), wire=wire)
+        plan = RoundPlan(
+            "run",
+            SCHEDULE,
+            val_every,
+            self.setups[0].model.agreement(),
+            tuple(sites),
+            ("organ", "lesion"),
+            min_sites,
+            None if min_sites is None else 0.5,
+            wire,
+        )
         downlink = Downlink(wire, start(self.adapted))
-        self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, len(self.setups))
+        self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, plan.quorum)
         self.loop = RoundLoop(
             self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append, self.heads
         )

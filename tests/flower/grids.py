@@ -13,6 +13,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsam_pipeline.flower.client_app import make_client_app
 
 
+def stamped_id(message: Message) -> str:
+    """Gives a message the one id of its node, as Flower's grids give ids."""
+    message.metadata.__dict__["_message_id"] = name = f"m{message.metadata.dst_node_id}"
+    return name
+
+
 class DirectGrid(Grid):
     """Node ``i`` is the ``i``-th setup. Keeps what crossed in ``sent`` and ``received``."""
 
@@ -31,7 +37,7 @@ class DirectGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         asked = list(messages)[::-1]  # answers come in any order
-        ids = [f"m{message.metadata.dst_node_id}" for message in asked]
+        ids = [stamped_id(message) for message in asked]
         self._replies = [reply for reply in self._replies if reply.metadata.reply_to_message_id not in ids]
         for message in asked:
             node = message.metadata.dst_node_id

@@ -21,24 +21,27 @@ class Register(DirectGrid):
 
 def test_other_federations_nodes_are_not_seen() -> None:
     grid = NamedGrid(Register(site_a=7, site_b=8, elsewhere=9), ["site_a", "site_b", "site_c"])
-    assert sorted(grid.get_node_ids()) == [7, 8] and grid.site_of == {7: "site_a", 8: "site_b"}
+    assert [node.node_id for node in grid.get_nodes()] == [7, 8] and grid.site_of == {7: "site_a", 8: "site_b"}
+    assert list(grid.get_node_ids()) == []
+    grid.ready.add("site_b")
+    assert list(grid.get_node_ids()) == [8], "a round asks those that are ready"
 
 
 def test_a_site_that_comes_late_may_speak(tmp_path: Path) -> None:
     register = Register(site_a=7)
     grid = NamedGrid(register, ["site_a", "site_b"])
     heads = AuditHeads(tmp_path, grid.site_of)
-    list(grid.get_node_ids())
+    list(grid.get_nodes())
     assert heads.claim("site_a", 7) and not heads.claim("site_b", 8)
     register.names["site_b"] = 8
-    list(grid.get_node_ids())
+    list(grid.get_nodes())
     assert heads.claim("site_b", 8)
 
 
 @pytest.mark.parametrize(("site", "node"), [("site_b", 7), ("site_a", 8), ("site_a", 9), ("elsewhere", 9)])
 def test_nobody_speaks_for_another(tmp_path: Path, site: str, node: int) -> None:
     grid = NamedGrid(Register(site_a=7, site_b=8, elsewhere=9), ["site_a", "site_b"])
-    list(grid.get_node_ids())
+    list(grid.get_nodes())
     heads = AuditHeads(tmp_path, grid.site_of)
     assert not heads.claim(site, node)
     assert heads.claim("site_a", 7), "who is who does not depend on who speaks first"

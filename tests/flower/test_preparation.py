@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.flower import preparation
 from fedsam_pipeline.flower.audit import SiteTrail
 from fedsam_pipeline.flower.exchange import RunStopped
-from fedsam_pipeline.flower.messages import CONFIG
+from fedsam_pipeline.flower.messages import CONFIG, QUERY_FINGERPRINT
 from fedsam_pipeline.flower.named_grid import NamedGrid
-from fedsam_pipeline.flower.preparation import UNSIGNED, ask_fingerprints
+from fedsam_pipeline.flower.preparation import Preparation
 from fedsam_pipeline.flower.replies import SiteFailed
 from tests.flower.grids import DirectGrid
 
@@ -42,6 +43,7 @@ class Hospitals(DirectGrid):
             self.asked[site] += 1
             name = f"m{site}{self.asked[site]}"
             ids.append(name)
+            message.metadata.__dict__["_message_id"] = name
             stamped = Message(message.content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
             stamped.metadata.__dict__["_message_id"] = name
             answer = self._answer(site, self.asked[site])
@@ -55,13 +57,16 @@ class Hospitals(DirectGrid):
         return ids
 
 
-def asked(folder: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, str], Hospitals]:
+def asked(
+    folder: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch, quorum: int = 2, patience: float = 60.0
+) -> tuple[dict[str, str], Hospitals]:
     for name in ("POLL_SECONDS", "ANSWER_SECONDS", "SAY_SECONDS"):
         monkeypatch.setattr(preparation, name, 0.0)
     grid = Hospitals(folder, answer)
     sites = NamedGrid(grid, SITES)
     heads = AuditHeads(folder / "server", sites.site_of)
-    return ask_fingerprints(sites, SITES, {"run_id": "r1"}, heads, threading.Event()), grid
+    asking = Preparation(sites, SITES, QUERY_FINGERPRINT, {"run_id": "r1"}, heads, threading.Event(), quorum=quorum, patience=patience)
+    return asking.until_ready(), grid
 
 
 def ready(site: str) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def test_a_process_may_fail_some_times(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (Error(UNSIGNED, "unsigned"), "none of its trusted entities has signed it"),
+        (Error(ErrorCode.INVALID_FAB, "unsigned"), "none of its trusted entities has signed it"),
         ({"failure": "bad_input", "failure_id": "ab12"}, "^site_b reports bad_input, id ab12: see that site's log"),
         ({"site": "unknown", "failure": "internal\x1b[2J", "failure_id": "x\n"}, r"^site_b reports 'internal\\x1b\[2J', id 'x\\n'"),
         ({"site": "site_a", "state": "ready", "told": "a lie"}, "^site_b answers as site_a"),
@@ -114,5 +119,60 @@ def test_it_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     grid = NamedGrid(Hospitals(tmp_path, lambda _site, _number: {"state": "preparing"}), SITES)
     stop = threading.Event()
     stop.set()
+    heads = AuditHeads(tmp_path / "server", grid.site_of)
+    asking = Preparation(grid, SITES, QUERY_FINGERPRINT, {"run_id": "r1"}, heads, stop, quorum=2, patience=60.0)
     with pytest.raises(RunStopped):
-        ask_fingerprints(grid, SITES, {"run_id": "r1"}, AuditHeads(tmp_path / "server", grid.site_of), stop)
+        asking.until_ready()
+
+
+def test_it_goes_on_without_a_site_that_does_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told, _ = asked(tmp_path, lambda site, _number: ready(site) if site == "site_a" else None, monkeypatch, quorum=1, patience=0.3)
+    assert told == {"site_a": "of site_a"}
+    assert "query.fingerprint: it goes on without site_b: not ready" in caplog.text
+
+
+def test_it_goes_on_at_once_without_a_site_that_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusal = {"failure": "agreement_broken", "failure_id": "ab12"}
+    told, _ = asked(tmp_path, lambda site, _number: ready(site) if site == "site_a" else refusal, monkeypatch, quorum=1)
+    assert told == {"site_a": "of site_a"}
+    assert "it goes on without site_b: site_b reports agreement_broken, id ab12" in caplog.text
+
+
+def test_too_few_sites_are_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SiteFailed, match=r"1 site\(s\) answered within 0\.2 s, 2 are needed; missing: site_b"):
+        asked(tmp_path, lambda site, _number: ready(site) if site == "site_a" else None, monkeypatch, patience=0.2)
+
+
+def test_a_site_that_prepares_for_long_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(site: str, number: int) -> dict[str, Any]:
+        return ready(site) if number > 200 or site == "site_a" else {"state": "preparing"}
+
+    told, grid = asked(tmp_path, late, monkeypatch, patience=0.01)
+    assert sorted(told) == ["site_a", "site_b"] and grid.asked["site_b"] == 201
+
+
+def test_a_site_that_is_busy_or_away_is_not_taken_for_one_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SuperLink says so itself once a question has lasted too long."""
+    busy = Error(ErrorCode.MESSAGE_UNAVAILABLE, "expired")
+    told, grid = asked(tmp_path, lambda site, number: ready(site) if number > 9 or site == "site_a" else busy, monkeypatch)
+    assert sorted(told) == ["site_a", "site_b"] and grid.asked["site_b"] == 10
+
+
+def test_what_a_site_tells_is_checked_before_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(site: str, text: str) -> None:
+        if site == "site_b":
+            raise SiteFailed(f"what {site} tells cannot be read", site=site)
+
+    monkeypatch.setattr(preparation, "POLL_SECONDS", 0.0)
+    sites = NamedGrid(Hospitals(tmp_path, lambda site, _number: ready(site)), SITES)
+    heads = AuditHeads(tmp_path / "server", sites.site_of)
+    config = {"run_id": "r1"}
+    one = Preparation(sites, SITES, QUERY_FINGERPRINT, config, heads, threading.Event(), quorum=1, patience=60.0, check=check)
+    assert list(one.until_ready()) == ["site_a"]
+    both = Preparation(sites, SITES, QUERY_FINGERPRINT, config, heads, threading.Event(), quorum=2, patience=60.0, check=check)
+    with pytest.raises(SiteFailed, match="what site_b tells cannot be read"):
+        both.until_ready()

@@ -3,18 +3,20 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
+from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.flower import preparation
 from fedsam_pipeline.pipeline.federation_server import FederationRequest, serve
 from fedsam_pipeline.pipeline.site_node import client_app
 from fedsam_pipeline.pipeline.train_request import TrainRequest
 from fedsam_pipeline.specs.recipe import load_recipe
-from tests.flower.grids import DirectGrid
+from tests.flower.grids import DirectGrid, stamped_id
 from tests.pipeline.real_federations import NAME, make_hospitals
 
 
@@ -30,7 +32,7 @@ class HospitalGrid(DirectGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         asked = list(messages)
-        ids = [f"m{message.metadata.dst_node_id}" for message in asked]
+        ids = [stamped_id(message) for message in asked]
         self._replies = [reply for reply in self._replies if reply.metadata.reply_to_message_id not in ids]
         server = dict(os.environ)
         for message in asked:
@@ -64,3 +66,35 @@ def test_a_federation_from_the_raw_data_to_the_model(users_folder: Path, monkeyp
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert summary["dice"] is not None
     assert not list(Path("fedsam_data").rglob("*.b2nd")) and not list(Path("fedsam_data").rglob("*.nii.gz"))
+
+
+class LateGrid(HospitalGrid):
+    """One hospital is not there until the first round is over, and gone in the last one."""
+
+    def get_nodes(self) -> list[NodeInfo]:
+        trained = sum(message.metadata.message_type == "train.round" for message in self.sent)
+        there = super().get_nodes()
+        return there if 2 <= trained < 5 else [node for node in there if node.name != "site_c"]
+
+
+def test_a_site_that_comes_late_takes_part_and_one_that_leaves_does_not_end_the_run(
+    users_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preparation, "POLL_SECONDS", 0.2)
+    hospitals = make_hospitals(users_folder / "hospitals")
+    asked = request(hospitals, round_timeout=2.0, fold="all")
+    asked = replace(asked, training=replace(asked.training, rounds=3))
+    with caplog.at_level("INFO", logger="fedsam_pipeline"):
+        state = serve(LateGrid(hospitals, privacy_floor=1, device="cpu"), asked)
+    assert state["status"] == "done"
+    fold = Path(f"fedsam_data/results/{NAME}/default__plans__main/federated__fedavg-int4__seed0/fold_all")
+    records = [json.loads(line) for line in (fold / "progress.jsonl").read_text().splitlines()]
+    assert [list(record["missing"]) for record in records] == [["site_c"], [], ["site_c"], ["site_c"]]
+    assert "planning from site_a, site_b" in caplog.text and "query.plan: it goes on without site_c: not ready" in caplog.text
+    assert "site_c takes part" in caplog.text and "site_c joins in round 2" in caplog.text
+
+
+def test_more_sites_cannot_be_needed_than_there_are(users_folder: Path) -> None:
+    hospitals = make_hospitals(users_folder / "hospitals")
+    with pytest.raises(FedsamError, match="--min_sites asks for more sites than there are"):
+        serve(HospitalGrid(hospitals, privacy_floor=1, device="cpu"), request(hospitals, min_sites=4))

@@ -359,3 +359,5 @@ def test_another_strategy_is_refused(folder: Path, tmp_path: Path) -> None:
     assert run() == 0
     with pytest.raises(FedsamError, match="unknown strategy"):
         run_setups(folder, tmp_path / "results", TrainRequest(strategy="no_such"))
+    with pytest.raises(FedsamError, match="--min_sites asks for more sites than there are"):
+        run_setups(folder, tmp_path / "results", TrainRequest(min_sites=99))

@@ -261,7 +261,16 @@ def test_refused_updates_are_listed(tmp_path: Path) -> None:
     lines[1] = json.dumps(json.loads(lines[1]) | {"refused": {"site_b": "a tensor is not finite"}})
     (folder / "progress.jsonl").write_text("\n".join(lines), encoding="utf-8")
     text = Reader(page_of(folder)).text
-    assert "a tensor is not finite" in text and "No update was refused" not in text
+    assert "a tensor is not finite" in text and "No update was refused" not in text and "Missing sites" not in text
+
+
+def test_missing_sites_are_listed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {"missing": {"site_b": "no answer within 60 s"}})
+    (folder / "progress.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    text = Reader(page_of(folder)).text
+    assert "Missing sites: these rounds went on without them" in text and "no answer within 60 s" in text
 
 
 def _evaluation(classes: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ with a key that is then kept offline with the authority's, and the server's fold
 import base64
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -26,7 +27,9 @@ SIGN_AGAIN = "on the machine that made the kit, with the same version installed 
 
 def installed_app() -> bytes:
     """The app's bundle: the same bytes for the same version."""
-    content: bytes = build_fab_from_disk(APP)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what Flower builds it with
+        content: bytes = build_fab_from_disk(APP)
     return content
 
 
