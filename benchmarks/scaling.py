@@ -81,7 +81,8 @@ def _setup(arguments: argparse.Namespace, number: int) -> tuple[RunSetup, TrainR
         values = model.recipe.to_dict()
         model = replace(model, recipe=Recipe.from_dict(values | {"lora": values["lora"] | {"rank": arguments.rank}}))
     sites = tuple(replace(site, model=model) for site in setup.sites[:number])
-    return replace(setup, sites=sites, model=model, workers=min(setup.workers, number)), request
+    validated = {site.site: setup.validated[site.site] for site in sites}
+    return replace(setup, sites=sites, validated=validated, model=model, workers=min(setup.workers, number)), request
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:

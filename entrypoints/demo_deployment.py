@@ -12,7 +12,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command_parser(
         "fedsam_demo_deployment",
-        "One server and three hospitals on this machine, with TLS, keys and a signed app; four rounds, one site is killed and comes back. "
+        "One server and three hospitals on this machine, with TLS, keys and a signed app; five rounds, one site is killed and comes back. "
         "Ends with a table and a report.",
     )
     parser.add_argument("-o", type=Path, default=Path("demo_deployment"), metavar="FOLDER", help="everything is written below it")

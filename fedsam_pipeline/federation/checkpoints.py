@@ -82,9 +82,8 @@ class CheckpointSeries:
             os.replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self.rounds():
-            if old <= round_number - self.kept:
-                shutil.rmtree(self.path(old))
+        for old in [number for number in self.rounds() if number <= round_number][: -self.kept]:  # of a site that was away, they lie apart
+            shutil.rmtree(self.path(old))
 
     def clear(self) -> None:
         """Deletes all checkpoints, and what a kill left half-written."""

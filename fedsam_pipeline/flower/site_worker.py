@@ -257,11 +257,11 @@ class SiteWorker:
 
     def _state_before(self, round_number: int) -> dict[str, Tensor]:
         known = self._states.rounds()
-        if round_number == 1 or not known:
+        if round_number == 1 or not known or min(known) == round_number:  # this very round is done again by a site that joined in it
             if round_number > 1:
                 log.warning("%s joins in round %d: optimizer moments start afresh", self._setup.site, round_number)
             return self._initial_local()
-        if min(known) >= round_number:
+        if min(known) > round_number:
             raise StateMissing(f"round {round_number} needs the state of a round before it; this site has {known}")
         return self._last_state(round_number - 1, f"round {round_number}")
 

@@ -1,6 +1,7 @@
 """``fedsam_demo_deployment``: a server and three hospitals as processes on this machine; one has a power cut and comes back."""
 
 import json
+import math
 import shutil
 import subprocess
 import threading
@@ -26,8 +27,8 @@ from fedsam_pipeline.pipeline.train_request import TrainRequest, run_place
 from fedsam_pipeline.specs.recipe import load_recipe
 
 NUM_SITES = 3
-ROUNDS = 4
-"""one more than shows a site missing, so that it is seen back: a SuperLink lets a killed site in again a minute later"""
+ROUNDS = 5
+"""more than show a site missing, so that it is seen back: a SuperLink lets a killed site in again a minute later"""
 CUT_IN = 2
 """the round in which one site is killed"""
 
@@ -103,7 +104,7 @@ def _train(federation: LocalFederation, request: TrainRequest, base_model: str, 
 
     def power_cut() -> None:
         try:
-            federation.wait_for_message(victim, place, TRAIN_ROUND, round_number=CUT_IN)
+            federation.wait_for_message(victim, place, TRAIN_ROUND, round_number=CUT_IN, seconds=math.inf)  # or the training ends
             federation.kill(victim)
             print(f"== {victim} is killed", flush=True)
             federation.start(victim)

@@ -23,6 +23,7 @@ from fedsam_pipeline.flower.deployment.certificates import (
     names_of,
     public_bytes,
 )
+from fedsam_pipeline.flower.deployment.kit import AUTHORITY_FOLDER, AUTHORITY_KEY, SIGNING_KEY
 from fedsam_pipeline.flower.deployment.reach import MAX_AHEAD_S, MAX_BEHIND_S, Greeting, GreetingError, Refusal
 from fedsam_pipeline.flower.deployment.signing import signature_of_installed_app
 from fedsam_pipeline.flower.deployment.start_files import (
@@ -107,9 +108,9 @@ class KitChecks:
         else:
             who = "the server" if self.kit.site is None else self.kit.site
             yield ok("kit", f"{who} of {self.kit.federation}, server at {self.address}")
-        for kept in (self.folder / "ca.key", self.folder.parent / "ca" / "ca.key"):
-            if kept.exists():
-                text = f"the authority's private key lies on this machine: {kept}"
+        for around in (self.folder, self.folder.parent / AUTHORITY_FOLDER):
+            for kept in (around / name for name in (AUTHORITY_KEY, SIGNING_KEY) if (around / name).exists()):
+                text = f"a private key that belongs offline lies on this machine: {kept}"
                 yield warning("authority", text, "copy the folder ca to a medium that is kept offline, then delete it here")
 
     def _authority(self, authority: x509.Certificate) -> Iterator[DoctorFinding]:

@@ -260,7 +260,8 @@ class TrainingRun:
             min_sites=setup.min_sites,
             timeout=setup.round_timeout,
             wire=setup.model.recipe.aggregation.wire,
-            window=setup.workers + 1,  # one for each worker, and one for the first that is done
+            # one for each worker, and one for the first that is done, unless its time would run while it waits
+            window=setup.workers + (setup.round_timeout is None),
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             heads = AuditHeads(self._folder, grid.site_of if isinstance(grid, NamedGrid) else None)

@@ -126,6 +126,15 @@ def test_an_interrupted_write_leaves_the_earlier_one(tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["round_0001"]
 
 
+def test_the_last_ones_are_kept_however_far_apart(tmp_path: Path) -> None:
+    series = CheckpointSeries(tmp_path, "state_r", 3)
+    for number in (1, 6, 9, 20):
+        series.save(number, {})
+    assert series.rounds() == [6, 9, 20]
+    series.save(9, {})  # done again
+    assert series.rounds() == [6, 9, 20]
+
+
 def test_a_file_that_may_not_grow_leaves_the_earlier_one(tmp_path: Path) -> None:
     series = CheckpointSeries(tmp_path, "round_")
     series.save(1, {"a": torch.zeros(1)})

@@ -42,7 +42,8 @@ class DirectGrid(Grid):
         for message in asked:
             node = message.metadata.dst_node_id
             context = Context(run_id=1, node_id=node, node_config={"partition-id": node - 1}, state=RecordDict(), run_config={})
-            stamped = Message(message.content, dst_node_id=node, message_type=message.metadata.message_type)
+            kind, lasts = message.metadata.message_type, message.metadata.ttl
+            stamped = Message(message.content, dst_node_id=node, message_type=kind, ttl=lasts)
             stamped.metadata.__dict__["_message_id"] = f"m{node}"
             reply = self._app(stamped, context)
             self.sent.append(stamped)

@@ -289,8 +289,27 @@ def test_names_are_told_in_simulation_too(tmp_path: Path) -> None:
     assert [list(each) for each in missing(federation)] == 3 * [["site_b"]]
 
 
-def test_a_timeout_of_a_simulation_counts_from_when_a_site_is_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [1, 2, 3, None])
+def test_a_message_lasts_as_long_as_its_answer_is_waited_for(tmp_path: Path, window: int | None) -> None:
+    """Where not all are asked at once the clock of the last one begins later, so it must not run out by itself."""
     federation = Federation(tmp_path, min_sites=2)
-    federation.loop._plan = replace(federation.loop._plan, window=1, timeout=30.0)
+    federation.loop._plan = replace(federation.loop._plan, window=window, timeout=30.0)
     federation.run()
-    assert {message.metadata.ttl for message in federation.grid.sent} != {30.0}, "the last ones are asked when the first are done"
+    at_once = window is None or window >= 3
+    assert {message.metadata.ttl == 30.0 for message in federation.grid.sent} == {at_once}
+
+
+def test_a_site_that_was_away_or_joined_late_trains_a_round_again_after_the_server_was_killed(tmp_path: Path) -> None:
+    """Site b trained round 1 alone before, site c none; both have trained round 3, which the server has not kept."""
+    away: dict[tuple[str, int], Fault] = {("site_b", 2): "killed", ("site_c", 1): "killed", ("site_c", 2): "killed"}
+    whole = faulty(tmp_path / "whole", away, min_sites=1)
+    expected = whole.run()
+    cut = faulty(tmp_path / "cut", away, min_sites=1)
+    cut.run_until(3)
+    again = faulty(tmp_path / "cut", {}, min_sites=1)
+    found = again.run(2)
+    assert missing(again) == [{}]
+    assert sorted(again.records[0].progress["sites"]) == [*NAMES]
+    assert found.keys() == expected.keys()
+    for site, rounds in (("site_b", [1, 3]), ("site_c", [3])):
+        assert CheckpointSeries(tmp_path / "cut" / "sites" / site, "state_r").rounds() == rounds

@@ -44,7 +44,7 @@ from fedsam_pipeline.flower.deployment.start_files import (
     write_start_files,
     write_trusted,
 )
-from fedsam_pipeline.specs.site_kit import KIT_FILE, SIGNATURE_FILE, KitVersions, SiteKit
+from fedsam_pipeline.specs.site_kit import KIT_FILE, SIGNATURE_FILE, AppSignature, KitVersions, SiteKit
 
 AUTHORITY_FOLDER, SERVER_FOLDER, WHEELHOUSE_FOLDER = "ca", "server", "wheelhouse"
 AUTHORITY_KEY, SIGNING_KEY = "ca.key", "app_signing.key"
@@ -257,12 +257,21 @@ def sign_installed_app(folder: Path, *, now: datetime) -> Path:
         The file that goes to the server.
 
     Raises:
-        FedsamError: the key is missing or damaged, or ``folder`` is no kit.
+        FedsamError: the key is missing, damaged or another kit's, or ``folder`` is no kit.
     """
     key = load_signing_key(folder / AUTHORITY_FOLDER / SIGNING_KEY)
     load_kit(folder / SERVER_FOLDER)
     path = folder / SERVER_FOLDER / SIGNATURE_FILE
-    sign_app(key, installed_app(), int(now.timestamp())).save(path)
+    signature = sign_app(key, installed_app(), int(now.timestamp()))
+    if path.exists() and (known := AppSignature.load(path).entity) != signature.entity:
+        raise FedsamError(
+            f"{SIGNING_KEY} is not the key that this kit's sites trust",
+            path=folder / AUTHORITY_FOLDER / SIGNING_KEY,
+            found=signature.entity,
+            expected=known,
+            fix=f"put it back from the offline copy of this kit's {AUTHORITY_FOLDER}/",
+        )
+    signature.save(path)
     return path
 
 

@@ -7,16 +7,18 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from fedsam_pipeline.federation.audit_chain import AUDIT_FILE
 from fedsam_pipeline.flower.deployment.address import ServerAddress
-from fedsam_pipeline.flower.deployment.kit import SERVER_FOLDER, KitRequest, make_kit, place_kit
+from fedsam_pipeline.flower.deployment.kit import RUNTIME_PORT, SERVER_FOLDER, KitRequest, make_kit, place_kit
 from fedsam_pipeline.flower.deployment.start_files import DATA_NAMES, START_FILE, commands_folder, read_environment
 
 FEDERATION = "trial"
@@ -60,16 +62,26 @@ class LocalFederation:
         return self.folder / f"{who}.log"
 
     def make(self) -> None:
-        """Makes the kit, for a port that is free now."""
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            address = ServerAddress("localhost", int(probe.getsockname()[1]))
+        """Makes the kit, for ports that are free now, on loopback alone."""
+        address = ServerAddress("localhost", _free_port())
         request = KitRequest(federation=FEDERATION, sites=self.sites, address=address, base_model=self._base_model)
         make_kit(request, self.kit, now=datetime.now(UTC))
         for who in (SERVER_FOLDER, *self.sites):
             place_kit(self.kit / who, data=self.data(who))
-        for site in self.sites:
-            script, told = self.kit / site / START_FILE, f'site="{site}"'
-            script.write_text(script.read_text(encoding="utf-8").replace(told, f"{told} {self._node_config}".strip()), encoding="utf-8")
+        self._change(SERVER_FOLDER, {"--host 0.0.0.0": "--host 127.0.0.1"})
+        for number, site in enumerate(self.sites):
+            told, port = f'site="{site}"', f"--port {RUNTIME_PORT + number}"
+            self._change(site, {told: f"{told} {self._node_config}".strip(), port: f"--port {_free_port()}"})
+
+    def _change(self, who: str, replaced: Mapping[str, str]) -> None:
+        """What this machine, which is many, needs otherwise in a ``start.sh``."""
+        script = self.kit / who / START_FILE
+        text = script.read_text(encoding="utf-8")
+        for old, new in replaced.items():
+            if old not in text:
+                raise RuntimeError(f"{script} does not say {old}")
+            text = text.replace(old, new)
+        script.write_text(text, encoding="utf-8")
 
     def server_environment(self) -> dict[str, str]:
         """Of the server's operator."""
@@ -110,7 +122,7 @@ class LocalFederation:
         """As a power cut does: all processes of a machine at once, without a word."""
         self.running.pop(who).kill()
 
-    def wait_for_message(self, site: str, place: Path, kind: str, *, round_number: int) -> None:
+    def wait_for_message(self, site: str, place: Path, kind: str, *, round_number: int, seconds: float = 240.0) -> None:
         """Until a site works on a message: its audit trail has it.
 
         Args:
@@ -118,6 +130,7 @@ class LocalFederation:
             place: of the run, below the results.
             kind: type of the message.
             round_number: of the message.
+            seconds: until ``TimeoutError``.
         """
         trail = self.data(site) / "results" / place / "sites" / site / AUDIT_FILE
 
@@ -125,7 +138,7 @@ class LocalFederation:
             lines = [json.loads(line) for line in trail.read_text(encoding="utf-8").splitlines()] if trail.exists() else []
             return any((line["direction"], line["message"], line["round"]) == ("in", kind, round_number) for line in lines)
 
-        wait_until(at_work, self.log(site))
+        wait_until(at_work, self.log(site), seconds)
 
 
 class Service:
@@ -153,7 +166,9 @@ class Service:
         """All its processes, for good."""
         with self._lock:
             self._over.set()
-            _kill_group(self._process.pid)
+            groups = {self._process.pid, *_sessions(self._process.pid)}
+            for group in groups:
+                _kill_group(group)
         self._thread.join()
 
     def _keep(self) -> None:
@@ -173,6 +188,21 @@ class Service:
             process = subprocess.Popen([self._program], env=_environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         os.sched_setaffinity(process.pid, self._cores)
         return process
+
+
+def _sessions(pid: int) -> set[int]:
+    """The process groups of a process and all that it started, such as the work that a site does beside its answers."""
+    groups = set()
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(ProcessLookupError):
+                groups.add(os.getpgid(process.pid))
+    return groups - {os.getpgid(0)}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _kill_group(group: int) -> None:

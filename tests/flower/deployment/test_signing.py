@@ -106,6 +106,15 @@ def test_a_key_that_cannot_sign(kit: Path, content: bytes | str | None, says: st
     assert error.value.path == str(path) and signature.read_bytes() == before
 
 
+def test_the_key_of_another_kit_is_refused(tmp_path: Path, kit: Path) -> None:
+    """Every site would refuse what it signs, long after."""
+    shutil.copy(make_test_kit(tmp_path / "other") / "ca" / SIGNING_KEY, kit / "ca" / SIGNING_KEY)
+    before = (kit / "server" / SIGNATURE_FILE).read_bytes()
+    with pytest.raises(FedsamError, match="not the key that this kit's sites trust"):
+        sign_installed_app(kit, now=NOON)
+    assert (kit / "server" / SIGNATURE_FILE).read_bytes() == before
+
+
 @pytest.mark.parametrize("change", [{"entity": "someone"}, {"signature": "short"}, {"app_sha256": 1}, {"signed_at": -1}])
 def test_a_damaged_signature(kit: Path, change: dict[str, object]) -> None:
     path = kit / "server" / SIGNATURE_FILE
