@@ -20,7 +20,7 @@ def environment(**variables: str) -> dict[str, str]:
 def run(folder: Path, command: str, variables: Mapping[str, str] | None = None) -> str:
     """Runs a command line (split at blanks) in ``folder``; it must end with code 0. Returns what it printed."""
     done = subprocess.run(
-        command.split(), cwd=folder, env=environment(**(variables or {})), capture_output=True, text=True, timeout=240, check=False
+        command.split(), cwd=folder, env=environment(**(variables or {})), capture_output=True, encoding="utf-8", timeout=240, check=False
     )
     assert done.returncode == 0, f"{command} ended with code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -45,7 +45,7 @@ def stop_when(
         env=environment(**(variables or {})),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,
         preexec_fn=_hear_interrupts,
     )

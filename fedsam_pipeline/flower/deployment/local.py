@@ -107,7 +107,7 @@ class LocalFederation:
         """Makes a site's key known to the SuperLink."""
         key = self.kit / SERVER_FOLDER / "keys" / f"{site}.pub"
         command = [str(commands_folder() / "flwr"), "supernode", "register", str(key), FEDERATION, "--name", site]
-        done = subprocess.run(command, env=self.server_environment(), cwd=self.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=self.server_environment(), cwd=self.folder, capture_output=True, encoding="utf-8", check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{site} could not be registered: {done.stdout}{done.stderr}")
 
