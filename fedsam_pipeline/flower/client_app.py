@@ -6,6 +6,7 @@ failure is a code and an opaque id; the log of that site has the rest under the 
 
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -167,16 +168,12 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     wire = _wire(config)
     worker = SiteWorker(setup)
     started = time.perf_counter()  # the model is there
+    schedule = _schedule(config)
     decode_seconds = _receive(content, worker, rounds_done=round_number - 1)
+    worker.check_received(schedule, round_number - 1)
     received = time.perf_counter()
     validation = worker.evaluate(rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
     validation_seconds = time.perf_counter() - received
-    schedule = RunSchedule(
-        rounds=int(_number(config, "rounds")),
-        local_steps=int(_number(config, "local_steps")),
-        peak_learning_rate=_number(config, "learning_rate"),
-        seed=int(_number(config, "seed")),
-    )
     proximal_mu = _number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0
     encoded, result = worker.train(schedule, round_number, wire=wire, proximal_mu=proximal_mu)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
@@ -203,6 +200,7 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     started = time.perf_counter()
     rounds_done = int(_number(config, "round"))
     decode_seconds = _receive(content, worker, rounds_done)
+    worker.check_received(_schedule(config), rounds_done)
     received = time.perf_counter()
     masks = KeptMasks(setup.state_folder) if config[KEEP_MASKS] else None
     personal = bool(worker.manifest.personal)  # then the shared model is the one that is handed on, and its masks are kept
@@ -235,6 +233,13 @@ def _postprocessing(content: RecordDict, setup: SiteSetup) -> RecordDict:
 
 def _rules(config: ConfigRecord, key: str) -> list[MaskRule]:
     return [MaskRule.from_dict(value) for value in json.loads(str(config[key]))]
+
+
+def _schedule(config: ConfigRecord) -> RunSchedule:
+    rounds, steps, rate = (_number(config, key) for key in ("rounds", "local_steps", "learning_rate"))
+    if not all(0 < value < math.inf for value in (rounds, steps, rate)):
+        raise AgreementBroken(f"{rounds:g} rounds of {steps:g} steps at a learning rate of {rate:g}")
+    return RunSchedule(rounds=int(rounds), local_steps=int(steps), peak_learning_rate=rate, seed=int(_number(config, "seed")))
 
 
 def _receive(content: RecordDict, worker: SiteWorker, rounds_done: int) -> float:

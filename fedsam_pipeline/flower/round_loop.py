@@ -271,6 +271,7 @@ class RoundLoop:
         payload = from_record(content.array_records[PAYLOAD])
         reply.bytes_after = len(payload)
         tensors = decode(payload, self._downlink.held, self._manifest)
+        self._plan.bound.check(tensors, self._downlink.held)
         reply.decode_seconds = time.perf_counter() - started
         reply.num_tensors = len(tensors)
         self._aggregator.add(reply.site, tensors, int(reply.metrics[NUM_EXAMPLES]))

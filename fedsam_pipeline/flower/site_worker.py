@@ -20,6 +20,7 @@ from fedsam_pipeline.federation.codec.coding import Encoded, decode, encode
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
+from fedsam_pipeline.federation.update_bounds import UpdateBound, stays_between
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.inference.ensemble import stream_ensemble
@@ -162,6 +163,18 @@ class SiteWorker:
         tensors = decode(payload, self.held(rounds_done), self.manifest)
         self.take(tensors, {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in folded.items()})
         return time.perf_counter() - started
+
+    def check_received(self, schedule: RunSchedule, rounds_done: int) -> None:
+        """Refuses a state that no run of this schedule can have reached after so many rounds. Before the first it must be the one that this
+        site builds itself.
+
+        Raises:
+            UpdateRefused: a value is too far away.
+        """
+        recipe = self._setup.model.recipe
+        if rounds_done == 0 or stays_between(recipe.aggregation):
+            bound = UpdateBound(recipe.optimizer, schedule.peak_learning_rate, schedule.local_steps)
+            bound.check(self._received, self._initial, rounds=rounds_done)
 
     def take(self, tensors: dict[str, Tensor], residuals: dict[str, Tensor]) -> None:
         """Trains and scores from these tensors, with these residuals of FedEx-LoRA folded into the base weights."""

@@ -257,6 +257,7 @@ class TrainingRun:
             agreement=setup.model.agreement(),
             sites=setup.site_names,
             class_names=self._names,
+            optimizer=setup.model.recipe.optimizer,
             min_sites=setup.min_sites,
             timeout=setup.round_timeout,
             wire=setup.model.recipe.aggregation.wire,

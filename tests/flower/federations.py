@@ -87,6 +87,7 @@ class Federation:
             self.setups[0].model.agreement(),
             tuple(sites),
             ("organ", "lesion"),
+            self.setups[0].model.recipe.optimizer,
             min_sites,
             None if min_sites is None else 0.5,
             wire,
