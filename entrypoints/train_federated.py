@@ -135,6 +135,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long an answer is waited for, and enough sites to be there (default: without end in simulation, 3600 of real sites)",
     )
+    parser.add_argument(
+        "--dp_epsilon",
+        type=positive_float,
+        metavar="E",
+        help="differential privacy of the model with regard to whole sites: budget of the run; with a handful of sites it costs nearly all "
+        "accuracy, see docs/privacy.md (default: none)",
+    )
+    parser.add_argument("--dp_delta", type=positive_float, metavar="D", help="of that budget, below 1 / sites")
+    parser.add_argument(
+        "--dp_clip", type=positive_float, metavar="C", help="largest norm of a site's update in a round; larger ones are scaled"
+    )
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -169,6 +180,9 @@ def _body(arguments: argparse.Namespace) -> None:
         init=arguments.init,
         min_sites=arguments.min_sites,
         round_timeout=arguments.round_timeout,
+        dp_epsilon=arguments.dp_epsilon,
+        dp_delta=arguments.dp_delta,
+        dp_clip=arguments.dp_clip,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )

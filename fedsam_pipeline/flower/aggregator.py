@@ -1,6 +1,7 @@
 """One round's updates become one adapter: by Flower's strategy, and in bounded memory where the strategy is a weighted mean."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from fedsam_pipeline.federation.streaming import WeightedMean
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.federation.weighting import site_weights
 from fedsam_pipeline.flower.messages import CONFIG, METRICS, NUM_EXAMPLES, PAYLOAD, TRAIN_ROUND, from_arrays, to_arrays
+from fedsam_pipeline.flower.private_rounds import PrivateRounds
 from fedsam_pipeline.flower.strategies import SITE, LoraFedAvg, make_strategy
 from fedsam_pipeline.flower.strategy_state import load_strategy_state, strategy_state
 from fedsam_pipeline.model.lora_residuals import split_residuals
@@ -34,13 +36,14 @@ class Aggregator:
     Args:
         recipe: strategy, LoRA method, weighting and settings.
         num_sites: of the run.
+        privacy: clips updates and adds noise to their mean; of linear strategies and equal weights only.
 
     Raises:
         FedsamError: a combination without meaning, or too few sites for the strategy.
     """
 
-    def __init__(self, recipe: AggregationRecipe, num_sites: int) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: AggregationRecipe, num_sites: int, privacy: PrivateRounds | None = None) -> None:
+        self._recipe, self._privacy = recipe, privacy
         self._settings = strategy_settings(recipe.strategy, recipe.lora_method, recipe.options)
         self._strategy: FedAvg = make_strategy(recipe.strategy, num_sites, self._settings, recipe.lora_method)
         self._streams = streams(recipe.strategy, recipe.lora_method)
@@ -51,8 +54,24 @@ class Aggregator:
         """What FedEx-LoRA has folded into the base weights so far; it goes down with the adapter. Empty for other methods."""
         return self._strategy.residuals if isinstance(self._strategy, LoraFedAvg) else {}
 
+    @property
+    def told(self) -> dict[str, float]:
+        """What the sites are told with every message."""
+        return {} if self._privacy is None else self._privacy.told()
+
+    @property
+    def spent(self) -> dict[str, Any] | None:
+        """Of the privacy budget; ``None`` where there is none."""
+        return None if self._privacy is None else self._privacy.spent
+
     def configure(self, round_number: int, tensors: Mapping[str, Tensor], config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """The round's messages to the sites, and a new sum for their answers."""
+        """The round's messages to the sites, and a new sum for their answers.
+
+        Raises:
+            FedsamError: its model would exceed the privacy budget.
+        """
+        if self._privacy is not None:
+            self._privacy.require_budget()
         self._round, self._sent = round_number, dict(tensors)
         self._mean, self._weights, self._updates = WeightedMean(), dict[str, float](), dict[str, dict[str, Tensor]]()
         return self._strategy.configure_train(round_number, to_arrays(self._sent | self.residuals), config, grid)
@@ -71,6 +90,8 @@ class Aggregator:
                 raise UpdateRefused(f"{changed[0]}: changed, though this round freezes it")
         weight = site_weights(self._recipe.weighting, dict.fromkeys(self._dice, 1) | {site: num_cases}, self._dice)[site]
         self._weights[site] = weight
+        if self._privacy is not None:
+            tensors = self._privacy.clip(tensors, self._sent)
         if self._streams:
             self._mean.add(tensors, weight)
         else:
@@ -84,7 +105,12 @@ class Aggregator:
         """
         require_sites(self._recipe.strategy, len(self._weights), self._settings)
         if self._streams:
-            updates, weights = {_MEAN: self._mean.result()}, {_MEAN: sum(self._weights.values())}
+            mean = (
+                self._mean.result()
+                if self._privacy is None
+                else self._privacy.release(self._mean.result(torch.float64), len(self._weights))
+            )
+            updates, weights = {_MEAN: mean}, {_MEAN: sum(self._weights.values())}
         else:
             updates, weights = self._updates, self._weights
         replies = [

@@ -1,5 +1,6 @@
 """The audit trail at both ends of the wire: a site writes a line before bytes leave, the server holds it to what it has told."""
 
+import math
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -8,6 +9,7 @@ from fedsam_pipeline.federation.audit_chain import START, AuditChain, AuditEntry
 from fedsam_pipeline.federation.audit_heads import AuditHeads, TrailBroken
 from fedsam_pipeline.federation.codec.payload import told_names
 from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.flower.clipping import EPSILON
 from fedsam_pipeline.flower.messages import AUDIT_HEAD, AUDIT_PREVIOUS, CONFIG, PAYLOAD, content_sha256, from_record, message_bytes
 
 _MAX_TEXT = 64
@@ -61,7 +63,7 @@ class SiteTrail:
                 "bytes": message_bytes(content),
                 "payload_sha256": content_sha256(content),
                 "failure": _text(said, "failure") if direction == "out" else None,
-                "epsilon": None,
+                "epsilon": _spent(asked),
             }
         )
 
@@ -74,6 +76,12 @@ def _text(config: ConfigRecord, key: str) -> str | None:
 def _whole(config: ConfigRecord, key: str) -> int | None:
     value = config.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _spent(config: ConfigRecord) -> float | None:
+    """What the server says that the states so far have spent; ``None`` without differential privacy, or where it is no such number."""
+    value = config.get(EPSILON)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf else None
 
 
 def _tensors(content: RecordDict) -> tuple[str, ...] | NameDigest | None:

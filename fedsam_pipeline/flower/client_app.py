@@ -23,6 +23,7 @@ from fedsam_pipeline.federation.codec.coding import ReferenceMissing
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.audit import SiteTrail
+from fedsam_pipeline.flower.clipping import CLIP
 from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.flower.messages import (
     BUSY_SECONDS,
@@ -170,12 +171,13 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     started = time.perf_counter()  # the model is there
     schedule = _schedule(config)
     decode_seconds = _receive(content, worker, rounds_done=round_number - 1)
-    worker.check_received(schedule, round_number - 1)
+    clip = _number(config, CLIP) if CLIP in config else None
+    worker.check_received(schedule, round_number - 1, noisy=clip is not None)
     received = time.perf_counter()
     validation = worker.evaluate(rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
     validation_seconds = time.perf_counter() - received
     proximal_mu = _number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0
-    encoded, result = worker.train(schedule, round_number, wire=wire, proximal_mu=proximal_mu)
+    encoded, result = worker.train(schedule, round_number, wire=wire, proximal_mu=proximal_mu, clip=clip)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
     payload = to_record(encoded.payload)
     metrics = MetricRecord(
@@ -200,7 +202,7 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     started = time.perf_counter()
     rounds_done = int(_number(config, "round"))
     decode_seconds = _receive(content, worker, rounds_done)
-    worker.check_received(_schedule(config), rounds_done)
+    worker.check_received(_schedule(config), rounds_done, noisy=CLIP in config)
     received = time.perf_counter()
     masks = KeptMasks(setup.state_folder) if config[KEEP_MASKS] else None
     personal = bool(worker.manifest.personal)  # then the shared model is the one that is handed on, and its masks are kept

@@ -156,6 +156,7 @@ class RoundLoop:
             "bytes_up": sum(entry["up"]["bytes_message"] for entry in traffic["sites"].values()),
             "bytes_down": sum(entry["down"]["bytes_message"] for entry in traffic["sites"].values()),
             "seconds": seconds,
+            "privacy": self._aggregator.spent,
         }
         return aggregated, RoundRecord(progress, traffic)
 
@@ -173,6 +174,7 @@ class RoundLoop:
                 "seed": schedule.seed,
                 "validate": validate,
                 "wire": self._plan.wire,
+                **self._aggregator.told,
             }
         )
 

@@ -22,6 +22,7 @@ from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
 from fedsam_pipeline.federation.update_bounds import UpdateBound, stays_between
 from fedsam_pipeline.files import write_json
+from fedsam_pipeline.flower.clipping import clipped
 from fedsam_pipeline.flower.kept_masks import KeptMasks
 from fedsam_pipeline.inference.ensemble import stream_ensemble
 from fedsam_pipeline.inference.view_predictors import view_predictors
@@ -164,15 +165,15 @@ class SiteWorker:
         self.take(tensors, {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in folded.items()})
         return time.perf_counter() - started
 
-    def check_received(self, schedule: RunSchedule, rounds_done: int) -> None:
+    def check_received(self, schedule: RunSchedule, rounds_done: int, *, noisy: bool = False) -> None:
         """Refuses a state that no run of this schedule can have reached after so many rounds. Before the first it must be the one that this
-        site builds itself.
+        site builds itself. ``noisy``: noise was added to it on purpose, which has no bound.
 
         Raises:
             UpdateRefused: a value is too far away.
         """
         recipe = self._setup.model.recipe
-        if rounds_done == 0 or stays_between(recipe.aggregation):
+        if rounds_done == 0 or (stays_between(recipe.aggregation) and not noisy):
             bound = UpdateBound(recipe.optimizer, schedule.peak_learning_rate, schedule.local_steps)
             bound.check(self._received, self._initial, rounds=rounds_done)
 
@@ -181,7 +182,7 @@ class SiteWorker:
         self._received, self._residuals = tensors, residuals
 
     def train(
-        self, schedule: RunSchedule, round_number: int, *, wire: Wire = "fp32", proximal_mu: float = 0.0
+        self, schedule: RunSchedule, round_number: int, *, wire: Wire = "fp32", proximal_mu: float = 0.0, clip: float | None = None
     ) -> tuple[Encoded, RoundResult]:
         """Trains one round from the received tensors.
 
@@ -193,6 +194,7 @@ class SiteWorker:
             round_number: from 1.
             wire: how the update travels.
             proximal_mu: strength of FedProx's term.
+            clip: largest norm of the update, before the wire.
 
         Returns:
             The federated tensors after the round as a payload against the received ones, and what the round gave.
@@ -225,6 +227,8 @@ class SiteWorker:
         travelling = {entry.name for entry in self.manifest.federated}
         local = {f"{_LOCAL_PREFIX}{name}": tensor for name, tensor in tensors.items() if name not in travelling}
         update = {name: tensors[name] for name in sorted(travelling)}
+        if clip is not None:
+            update = {name: tensor.float() for name, tensor in clipped(update, self._received, clip).items()}
         encoded = encode(update, self._received, wire, _without_prefix(state, _LOST_PREFIX))
         coded = {f"{_HELD_PREFIX}{name}": tensor for name, tensor in self._received.items()}
         coded |= {f"{_LOST_PREFIX}{name}": tensor for name, tensor in encoded.residual.items()}

@@ -35,13 +35,13 @@ from fedsam_pipeline.paths import DATASET_PATTERN, data_folders
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.fingerprints import FOLDER
 from fedsam_pipeline.pipeline.plans_file import check_triplanar
+from fedsam_pipeline.pipeline.quorum import real_quorum
 from fedsam_pipeline.pipeline.site_node import Offer
 from fedsam_pipeline.pipeline.site_work import SITE_FOLDER
 from fedsam_pipeline.pipeline.train import TrainingRun, finished, refuse_existing
 from fedsam_pipeline.pipeline.train_request import (
     RunSetup,
     TrainRequest,
-    real_quorum,
     run_place,
     run_schedule,
     validation_interval,
@@ -265,6 +265,7 @@ def _setup(
         candidate_volumes=candidate_volumes(fingerprint, load_thresholds().postprocessing.min_volume_shares),
         validated={},
         coverage=planned_coverage(fingerprint, plans),
+        privacy=training.privacy(recipe, schedule.rounds, len(request.sites)),
     )
 
 

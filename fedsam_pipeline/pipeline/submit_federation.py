@@ -8,7 +8,8 @@ from fedsam_pipeline.flower.submit import submit
 from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL, base_model_spec
 from fedsam_pipeline.paths import DATASET_PATTERN
 from fedsam_pipeline.pipeline.federation_server import REQUEST_KEY, FederationRequest
-from fedsam_pipeline.pipeline.train_request import TrainRequest, real_quorum, with_aggregation
+from fedsam_pipeline.pipeline.quorum import real_quorum
+from fedsam_pipeline.pipeline.train_request import TrainRequest, with_aggregation
 from fedsam_pipeline.specs.plans import check_plans_name
 from fedsam_pipeline.specs.recipe import load_recipe
 
@@ -50,6 +51,7 @@ def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] 
 
     def configuration(names: tuple[str, ...]) -> dict[str, str]:
         real_quorum(resolved.aggregation, request.min_sites, len(names))  # before any site is asked
+        request.privacy(resolved, request.rounds or 1, len(names))
         return {REQUEST_KEY: FederationRequest(str(dataset), names, request, recipe.to_dict(), model).to_json()}
 
     submit(superlink, sites, configuration)

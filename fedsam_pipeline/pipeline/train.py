@@ -21,6 +21,7 @@ from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import append_text, locked_folder, make_folder, read_json, write_json, write_text
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.named_grid import NamedGrid
+from fedsam_pipeline.flower.private_rounds import LEDGER_FILE, PrivateRounds
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.round_loop import RoundLoop
 from fedsam_pipeline.flower.rounds import FinalScores, RoundPlan, RoundRecord
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 BUSY = "another process trains in this folder"
 Connect = Callable[[Callable[[Grid, threading.Event], None]], None]
 USERS_CODES = {
-    "training_diverged": "--overwrite with a lower --lr",
+    "training_diverged": "--overwrite with a lower --lr, or with less noise (a larger --dp_epsilon, a smaller --dp_clip)",
     "bad_input": "mend what that log names, then --c",
     "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
 }
@@ -157,6 +158,7 @@ class TrainingRun:
             "run.json",
             "progress.png",
             "validation/summary.json",
+            LEDGER_FILE,
         ):
             (self._folder / name).unlink(missing_ok=True)
         for site in self._setup.all_sites:
@@ -172,6 +174,7 @@ class TrainingRun:
             "cases_sha256": sha256_of([_cases_of(site) for site in setup.all_sites]),
             **setup.model.agreement(),
             "wire": setup.model.recipe.aggregation.wire,
+            "privacy": None if setup.privacy is None else setup.privacy.to_dict(),
             **asdict(setup.schedule),
         }
 
@@ -196,6 +199,7 @@ class TrainingRun:
             "peak_memory_bytes": None,
             "server_peak_memory_bytes": None,
             "timing": None,
+            "privacy_spent": None,
         }
 
     def execute(self, command_started: float | None = None) -> dict[str, Any]:
@@ -241,13 +245,15 @@ class TrainingRun:
     def _serve(self, grid: Grid, stop: threading.Event) -> None:
         setup = self._setup
         rounds_done, tensors = 0, self._travelling
-        aggregator = Aggregator(setup.model.recipe.aggregation, setup.quorum)
+        aggregator = Aggregator(setup.model.recipe.aggregation, setup.quorum, private := self._private_rounds())
         downlink = Downlink(setup.model.recipe.aggregation.wire, tensors)
         if (known := self._checkpoints.latest()) is not None:
             rounds_done, kept = known
             downlink, rest = Downlink.restored(setup.model.recipe.aggregation.wire, kept)
             tensors = aggregator.restore(rest)
             log.info("continuing after round %d", rounds_done)
+        if private is not None:
+            private.require_ledger(rounds_done)
         self._forget_after(rounds_done)
         self._first_round = rounds_done + 1
         plan = RoundPlan(
@@ -282,6 +288,12 @@ class TrainingRun:
             self._watch_memory()
         self._finish(tensors | aggregator.residuals, scores)
 
+    def _private_rounds(self) -> PrivateRounds | None:
+        setup = self._setup
+        if setup.privacy is None:
+            return None
+        return PrivateRounds(self._folder, setup.privacy, rounds=setup.schedule.rounds, sites=len(setup.site_names), quorum=setup.quorum)
+
     def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, heads: AuditHeads, stop: threading.Event) -> None:
         """For the whole run, from the validation cases of all folds that are trained by now."""
         started = time.perf_counter()
@@ -306,6 +318,7 @@ class TrainingRun:
             append_text(self._folder / "progress.jsonl", json.dumps(record.progress, allow_nan=False) + "\n")
             self._append_traffic(record.communication)
             self._watch_memory()
+            self.state["privacy_spent"] = record.progress["privacy"]
             losses = [site["loss"] for site in record.progress["sites"].values()]
             loss = sum(losses) / len(losses)
             dice = record.progress["dice"]

@@ -1,7 +1,6 @@
 """From flags and the preprocessed folder to the site setups of each run."""
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
-from fedsam_pipeline.federation.strategy_settings import require_lossless, require_sites, strategy_settings
+from fedsam_pipeline.federation.strategy_settings import require_lossless, strategy_settings
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import ModelSetup
@@ -21,6 +20,8 @@ from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.plans_file import check_triplanar, load_plans
+from fedsam_pipeline.pipeline.private_training import privacy_budget
+from fedsam_pipeline.pipeline.quorum import checked_min_sites
 from fedsam_pipeline.pipeline.site_setups import Machine, StoredDataset, site_setup
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.postprocessing.candidates import CandidateVolumes, candidate_volumes
@@ -31,7 +32,8 @@ from fedsam_pipeline.specs.coverage import Coverage
 from fedsam_pipeline.specs.fingerprint import Fingerprint
 from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.plans import Plans
-from fedsam_pipeline.specs.recipe import AggregationRecipe, Recipe, load_recipe
+from fedsam_pipeline.specs.privacy_budget import PrivacyBudget
+from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 ONE_SITE = ("local", "centralized")
@@ -73,8 +75,15 @@ class TrainRequest:
     """whose updates a round needs; ``None``: all in simulation, more than half of real sites"""
     round_timeout: float | None = None
     """seconds; ``None``: any time in simulation, an hour of real sites"""
+    dp_epsilon: float | None = None
+    dp_delta: float | None = None
+    dp_clip: float | None = None
     resume: bool = False
     overwrite: bool = False
+
+    def privacy(self, recipe: Recipe, rounds: int, sites: int) -> PrivacyBudget | None:
+        """The budget that the flags ask for; see :func:`privacy_budget`."""
+        return privacy_budget((self.dp_epsilon, self.dp_delta, self.dp_clip), recipe.aggregation, rounds=rounds, sites=sites)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ class RunSetup:
         coverage: for quality control; ``None``: not known.
         min_sites, round_timeout: see ``RoundPlan``.
         admit: see ``RoundLoop``.
+        privacy: differential privacy of the global model; ``None``: none.
     """
 
     folder: Path
@@ -109,6 +119,7 @@ class RunSetup:
     min_sites: int | None = None
     round_timeout: float | None = None
     admit: Callable[[Collection[str]], None] | None = None
+    privacy: PrivacyBudget | None = None
 
     @property
     def quorum(self) -> int:
@@ -123,8 +134,8 @@ class RunSetup:
     @property
     def chooses_postprocessing(self) -> bool:
         """Whether the final evaluation is of the federation's own cases, unseen by a model like those that predict: not of a site that is
-        left out, not of none (``all``), not of an inner fold."""
-        return self.held_out is None and self.folder.name.removeprefix("fold_").isdigit()
+        left out, not of none (``all``), not of an inner fold. Under differential privacy nothing is chosen from exact sums."""
+        return self.held_out is None and self.privacy is None and self.folder.name.removeprefix("fold_").isdigit()
 
     @property
     def all_sites(self) -> tuple[SiteSetup, ...]:
@@ -210,45 +221,10 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
                 coverage=coverage,
                 min_sites=checked_min_sites(request.min_sites, len(members)),
                 round_timeout=request.round_timeout,
+                privacy=request.privacy(recipe, schedule.rounds, len(members)),
             )
         )
     return setups
-
-
-def checked_min_sites(number: int | None, sites: int) -> int | None:
-    """``--min_sites``, if there are so many; ``FedsamError`` where not."""
-    if number is not None and number > sites:
-        raise FedsamError(
-            "--min_sites asks for more sites than there are",
-            found=f"{number} of {sites}",
-            expected=f"1 to {sites}",
-            fix="lower it, or leave it out",
-        )
-    return number
-
-
-def real_quorum(aggregation: AggregationRecipe, min_sites: int | None, sites: int) -> int:
-    """Updates that a round of real sites needs: as many as the user says, else more than half, and as many as the strategy means
-    something with.
-
-    Raises:
-        FedsamError: there are not so many, or the strategy needs more.
-    """
-    settings = strategy_settings(aggregation.strategy, aggregation.lora_method, aggregation.options)
-    asked = checked_min_sites(min_sites, sites)
-    try:
-        for number in range(sites // 2 + 1, sites) if asked is None else ():
-            with suppress(FedsamError):
-                require_sites(aggregation.strategy, number, settings)
-                return number
-        require_sites(aggregation.strategy, asked or sites, settings)
-    except FedsamError as error:
-        if asked is None:
-            raise
-        raise FedsamError(
-            error.what, found=f"--min_sites {asked}", expected=error.expected, fix=f"raise --min_sites, or {error.fix}"
-        ) from error
-    return asked or sites
 
 
 def _groups(protocol: Protocol, sites: Mapping[str, list[str]]) -> dict[str, Mapping[str, list[str]]]:
@@ -281,6 +257,8 @@ def with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
     own = recipe.aggregation
     if request.protocol in ONE_SITE:
         own = own.model_copy(update={"strategy": "fedavg", "lora_method": None, "weighting": "size", "wire": "fp32", "options": {}})
+    if request.dp_epsilon is not None:  # unless the user says another, which is refused
+        own = own.model_copy(update={"weighting": "equal"})
     strategy = request.strategy or own.strategy
     lora_method = own.lora_method if request.lora_method is None else None if request.lora_method == "none" else request.lora_method
     same = (strategy, lora_method) == (own.strategy, own.lora_method)
@@ -310,7 +288,8 @@ def run_place(recipe: Recipe, plans_name: str, request: TrainRequest, group: str
     """
     special = ("-random_encoder" if request.random_encoder else "") + (f"-from_{start[:8]}" if start else "")
     adaptation = f"{recipe.name}{special}__{plans_name}__{request.configuration}"
-    return f"{adaptation}/{group}__{_method_name(recipe, request.learning_rate)}__seed{request.seed}/fold_{request.fold}"
+    private = "" if request.dp_epsilon is None else f"-dp{request.dp_epsilon:g}"
+    return f"{adaptation}/{group}__{_method_name(recipe, request.learning_rate)}{private}__seed{request.seed}/fold_{request.fold}"
 
 
 def validation_interval(request: TrainRequest, schedule: RunSchedule) -> int:

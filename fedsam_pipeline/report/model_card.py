@@ -98,6 +98,9 @@ def _training(folds: Mapping[str, TrainedFold], records: Mapping[str, TrainingRe
         )
     heads = ("fold", "protocol, strategy", "sites", "training cases", "rounds x steps a site", "seed", "MB in all")
     lines.append(_table(heads, rows))
+    spent = [f"Fold {fold}, differential privacy of sites: {record.privacy}." for fold, record in records.items() if record.privacy]
+    if spent:
+        lines.append(" ".join(spent) + " It covers the trained weights alone, not the scores below; several folds or runs add up.")
     versions = next(iter(records.values())).versions
     lines.append("Trained with " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items())) + ".")
     return "## What it was trained on\n\n" + "\n\n".join(lines)

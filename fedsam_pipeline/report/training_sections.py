@@ -9,6 +9,7 @@ from fedsam_pipeline.report.run_files import RunFiles
 from fedsam_pipeline.report.style import svg_bytes
 from fedsam_pipeline.report.tradeoff import RunCost, run_cost_figure
 from fedsam_pipeline.specs.fingerprint import Fingerprint
+from fedsam_pipeline.specs.training_record import PrivacySpent
 
 TRAINING, POSTPROCESSING = "train.round", "query.postprocessing"
 """of the messages in ``communication.json``; the third kind asks for the scores of the last model"""
@@ -135,13 +136,19 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
     if fingerprint is None:
         parts.append(note(why_unknown))
     if files.exchanges:
-        parts.append(
-            text(
-                "Updates travelled as they are: this version adds no noise to them and sums them in the clear, so there is neither "
-                "differential privacy nor secure aggregation. Images, masks, preprocessed arrays and names of cases are in no message."
-            )
-        )
+        parts.append(text(f"{_protection(files.run)} Images, masks, preprocessed arrays and names of cases are in no message."))
     return Section("Privacy", "".join(parts))
+
+
+def _protection(run: Mapping[str, Any]) -> str:
+    if (spent := run.get("privacy_spent")) is None:
+        noise = "no noise was added, so there is no differential privacy."
+    else:
+        noise = (
+            f"the model of each round had noise. Differential privacy of sites: {PrivacySpent.from_dict(spent)}, of a budget of "
+            f"{spent['budget']:g}. It covers the trained weights, not losses and scores, nor what the server sees."
+        )
+    return f"The server saw each site's update and summed them in the clear; {noise}"
 
 
 def environment_section(files: RunFiles) -> Section:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from fedsam_pipeline.specs.document import Document
 
@@ -48,6 +48,22 @@ class ValidationScore(Document):
         return cls.from_dict({**kept, "rule": summary["rule"], "grid": summary["grid"], "sites": sites if enough else None})
 
 
+class PrivacySpent(Document):
+    """Differential privacy of the model with regard to whole sites (``flower/private_rounds.py``)."""
+
+    epsilon: NonNegativeFloat
+    delta: PositiveFloat
+    budget: PositiveFloat
+    clip: PositiveFloat
+    noise_multiplier: PositiveFloat
+    quorum: PositiveInt
+    releases: NonNegativeInt
+
+    def __str__(self) -> str:
+        noise = f"noise multiplier {self.noise_multiplier:.4g}, updates clipped to {self.clip:g}"
+        return f"epsilon {self.epsilon:.4g} at delta {self.delta:g} after {self.releases} releases ({noise})"
+
+
 class TrainingRecord(Document):
     """How one fold came about."""
 
@@ -71,6 +87,8 @@ class TrainingRecord(Document):
     """all messages of all sites; ``None``: not known"""
     validation: ValidationScore | None
     """``None``: nothing was scored, or too few cases"""
+    privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda value: value is None)
+    """left out of the document where no noise was added"""
 
     @classmethod
     def from_run(cls, run: Mapping[str, Any], *, train_cases: int | None, traffic: tuple[int, int] | None, floor: int, path: str) -> Self:
@@ -95,6 +113,7 @@ class TrainingRecord(Document):
                 "bytes_up": None if traffic is None else traffic[0],
                 "bytes_down": None if traffic is None else traffic[1],
                 "validation": None if final is None else ValidationScore.from_summary(final, floor),
+                "privacy": run.get("privacy_spent"),
             },
             path=path,
             fix="export the folder as fedsam_train_federated wrote it",

@@ -9,11 +9,13 @@ from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.flower.aggregator import Aggregator
+from fedsam_pipeline.flower.private_rounds import PrivateRounds
 from fedsam_pipeline.flower.round_loop import RoundLoop
 from fedsam_pipeline.flower.rounds import RoundPlan, RoundRecord
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
 from fedsam_pipeline.specs.manifest import Wire
+from fedsam_pipeline.specs.privacy_budget import PrivacyBudget
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 from tests.conftest import make_tiny_plans
@@ -71,8 +73,9 @@ class Federation:
         val_every: int = 0,
         wire: Wire = "fp32",
         min_sites: int | None = None,
+        budget: PrivacyBudget | None = None,
     ) -> None:
-        """``min_sites``: names are registered, and answers waited for half a second."""
+        """``min_sites``: names are registered, and answers waited for half a second. ``budget``: of differential privacy."""
         self.setups = setups(folder, sites, recipe)
         self.grid = DirectGrid(self.setups)
         self.records: list[RoundRecord] = []
@@ -93,7 +96,10 @@ class Federation:
             wire,
         )
         downlink = Downlink(wire, start(self.adapted))
-        self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, plan.quorum)
+        private = None
+        if budget is not None:
+            private = PrivateRounds(folder, budget, rounds=SCHEDULE.rounds, sites=len(sites), quorum=plan.quorum)
+        self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, plan.quorum, private)
         self.loop = RoundLoop(
             self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append, self.heads
         )

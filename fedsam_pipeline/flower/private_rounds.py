@@ -1,0 +1,202 @@
+"""Differential privacy of the global model with regard to whole sites: Flower's clipping and accountant, noise from the operating system.
+
+The Gaussian mechanism of DP-FedAvg (McMahan et al., ICLR 2018, arXiv:1710.06963; Geyer et al., arXiv:1712.07557): every round each site's
+update is clipped to norm C, the mean of n of them gets noise of standard deviation z C / q for every value, where q is the quorum, at most
+n. One site moves the mean by C / n at most, so each round is a Gaussian mechanism with noise multiplier z or more. All rounds together are
+accounted for by Renyi differential privacy (Mironov, CSF 2017, arXiv:1702.07476), without amplification: every site takes part in each.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, SamplingMethod
+from flwr.supercore.differential_privacy import compute_stdv
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from torch import Tensor
+
+from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.files import read_json, write_json
+from fedsam_pipeline.flower.clipping import CLIP, EPSILON, clipped
+from fedsam_pipeline.specs.privacy_budget import PrivacyBudget
+
+log = logging.getLogger(__name__)
+LEDGER_FILE = "privacy.json"
+_NOISE_MULTIPLIERS = (1e-3, 1e6)
+_LEDGER_FIX = "bring the file back as the run wrote it, or start over: --overwrite"
+
+
+class PrivateRounds:
+    """What makes the rounds of one run private, and the ledger of what they have spent, ``privacy.json`` in the run's folder.
+
+    Args:
+        folder: of the run.
+        budget: of all its rounds.
+        rounds: that are to be released; the noise is the least with which they keep to the budget.
+        sites: of the federation.
+        quorum: updates that a round has at least.
+
+    Attributes:
+        noise_multiplier: z of the module.
+
+    Raises:
+        FedsamError: the accountant is not installed, no noise keeps to the budget, or the ledger is of another run or cannot be read.
+    """
+
+    def __init__(self, folder: Path, budget: PrivacyBudget, *, rounds: int, sites: int, quorum: int) -> None:
+        self._path, self._budget, self._sites, self._quorum = folder / LEDGER_FILE, budget, sites, quorum
+        self.noise_multiplier = noise_multiplier(budget, rounds, sites)
+        self._accountant = _accountant(budget, sites)
+        if self._path.exists():
+            self._restore()
+
+    def require_ledger(self, rounds_done: int) -> None:
+        """When a run is continued.
+
+        Raises:
+            FedsamError: the ledger knows of fewer releases than there were rounds.
+        """
+        if self._accountant.num_releases < rounds_done:
+            raise FedsamError(
+                "the privacy ledger of this run lacks releases",
+                path=self._path,
+                found=f"{self._accountant.num_releases} releases" if self._path.exists() else "no file",
+                expected=f"{rounds_done} or more, one a round",
+                fix=_LEDGER_FIX,
+            )
+
+    def require_budget(self) -> None:
+        """Before a round is asked for.
+
+        Raises:
+            FedsamError: its model would exceed the budget.
+        """
+        if self._accountant.would_exceed(self._event):
+            spent = self._accountant.get_privacy_spent()
+            raise FedsamError(
+                "the privacy budget is spent",
+                path=self._path,
+                found=f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} after {spent.num_releases} releases; one more exceeds it",
+                expected=f"at most {self._budget.epsilon:g}",
+                fix="a round that was done again was released twice; the last model is in checkpoints/, --overwrite spends a new budget",
+            )
+
+    def told(self) -> dict[str, float]:
+        """What the sites are told with a round's message."""
+        return {CLIP: self._budget.clip, EPSILON: self.spent["epsilon"]}
+
+    def clip(self, tensors: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A site's update as it may count: sites clip as well, but it is the server that answers for the budget."""
+        return clipped(tensors, received, self._budget.clip)
+
+    def release(self, mean: Mapping[str, Tensor], num_updates: int) -> dict[str, Tensor]:
+        """The mean of clipped updates with its noise; what it spends is in the ledger before this returns.
+
+        Args:
+            mean: by name, float64.
+            num_updates: in it, all with one weight.
+        """
+        self.require_budget()
+        deviation = compute_stdv(self.noise_multiplier, self._budget.clip, min(self._quorum, num_updates))
+        self._accountant.compose(self._event)
+        write_json(self._path, self._document())
+        log.info("privacy spent: epsilon %.4f of %g at delta %g", self.spent["epsilon"], self._budget.epsilon, self._budget.delta)
+        return {name: tensor + torch.from_numpy(gaussian_noise(tuple(tensor.shape), deviation)) for name, tensor in sorted(mean.items())}
+
+    @property
+    def spent(self) -> dict[str, Any]:
+        """JSON values: epsilon so far, of which delta, clip and budget, in how many releases."""
+        spent = self._accountant.get_privacy_spent()
+        return {
+            "epsilon": spent.epsilon,
+            "delta": spent.delta,
+            "budget": self._budget.epsilon,
+            "clip": self._budget.clip,
+            "noise_multiplier": self.noise_multiplier,
+            "quorum": self._quorum,
+            "releases": spent.num_releases,
+        }
+
+    @property
+    def _event(self) -> GaussianPrivacyEvent:
+        return GaussianPrivacyEvent(self.noise_multiplier, self._sites, self._sites)
+
+    def _document(self) -> dict[str, Any]:
+        return {"schema_version": 1, "spent": self.spent, "accountant": self._accountant.state_dict()}
+
+    def _restore(self) -> None:
+        try:
+            self._accountant.load_state_dict(read_json(self._path)["accountant"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FedsamError(
+                "the privacy ledger of this run cannot be used", path=self._path, found=str(error), fix=_LEDGER_FIX
+            ) from error
+
+
+def noise_multiplier(budget: PrivacyBudget, rounds: int, sites: int) -> float:
+    """The least noise multiplier with which so many rounds keep to the budget, to six digits, from above.
+
+    Raises:
+        FedsamError: the accountant is not installed, or no noise is enough.
+    """
+    accountant = _accountant(budget, sites)
+
+    def too_little(value: float) -> bool:
+        return bool(accountant.would_exceed(GaussianPrivacyEvent(value, sites, sites), count=rounds))
+
+    low, high = _NOISE_MULTIPLIERS
+    if too_little(high):
+        raise FedsamError(
+            "no noise keeps so many rounds to this privacy budget",
+            found=f"epsilon {budget.epsilon:g} at delta {budget.delta:g}, {rounds} rounds",
+            fix="raise --dp_epsilon, or lower --rounds",
+        )
+    while high / low > 1 + 1e-6:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if too_little(middle) else (low, middle)
+    return high
+
+
+def gaussian_noise(shape: tuple[int, ...], deviation: float) -> NDArray[np.float64]:
+    """Normal values whose 53 random bits each come from the operating system, through the inverse of the normal distribution.
+
+    Values beyond 8.3 deviations cannot be drawn (about one in 10^16 would be), and the bits below 2^-53 of the distribution are not
+    random: Mironov, CCS 2012, shows what an attacker who sees all digits can make of that; here they are rounded to float32 afterwards.
+    """
+    count = math.prod(shape)
+    bits = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(11)
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    noise: NDArray[np.float64] = ndtri(uniform).reshape(shape) * deviation
+    return noise
+
+
+def _accountant(budget: PrivacyBudget, sites: int) -> Any:
+    """Flower's, with nothing spent.
+
+    Raises:
+        FedsamError: the library behind it is not installed.
+    """
+    from flwr.serverapp import RdpAccountant
+
+    config = PrivacyConfig(
+        target_delta=budget.delta,
+        population_size=sites,
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+        sampling_method=SamplingMethod.NO_AMPLIFICATION,
+        max_epsilon=budget.epsilon,
+    )
+    try:
+        return RdpAccountant(config)
+    except ImportError as error:
+        raise FedsamError(
+            "differential privacy needs an accountant that is not installed",
+            found=str(error),
+            expected="the extra dp of this package",
+            fix="pip install 'fedsam-pipeline[dp]'",
+        ) from error

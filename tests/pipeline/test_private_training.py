@@ -1,0 +1,111 @@
+"""``fedsam_train_federated --dp_epsilon ...``: from flags to run, model card and report, and everything that excludes it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedsam_pipeline.entrypoints.export_model import main as export_model
+from fedsam_pipeline.entrypoints.report import main as report
+from fedsam_pipeline.entrypoints.train_federated import main
+from fedsam_pipeline.model.bundle import load_bundle
+from tests.pipeline.comparisons import NAME, DirectSimulation, make_planned
+
+PRIVATE = ["--dp_epsilon", "6", "--dp_delta", "1e-3", "--dp_clip", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planned")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            patch.setenv(f"fedsam_{name}", str(folder / name))
+        make_planned(folder)
+    return folder
+
+
+@pytest.fixture
+def root(planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"fedsam_{name}", str(planned / name))
+    monkeypatch.setenv("fedsam_results", str(tmp_path / "results"))
+    monkeypatch.setattr("fedsam_pipeline.pipeline.train.simulate", DirectSimulation())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_private_run_says_what_it_spent_everywhere(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PRIVATE, "--rounds", "2"]) == 0
+    capsys.readouterr()
+    (fold,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0")
+    assert fold.parent.name == "federated__fedavg-equal-int4-dp6__seed0"
+    run = json.loads((fold / "run.json").read_text(encoding="utf-8"))
+    assert run["privacy"] == {"epsilon": 6.0, "delta": 1e-3, "clip": 0.5}
+    spent = run["privacy_spent"]
+    assert spent == json.loads((fold / "privacy.json").read_text(encoding="utf-8"))["spent"]
+    assert spent["releases"] == 2 and 5.99 < spent["epsilon"] <= 6
+    log = next((fold / "logs").glob("train*")).read_text(encoding="utf-8")
+    assert f"privacy spent: epsilon {spent['epsilon']:.4f} of 6 at delta 0.001" in log
+    assert not (fold.parent / "postprocessing.json").exists()  # it would come from exact sums
+    load_bundle(fold)
+
+    assert export_model(["-d", "1", "-o", "model.zip"]) == 0
+    shutil.unpack_archive("model.zip", "unpacked")
+    (card,) = Path("unpacked").rglob("MODEL_CARD.md")
+    said = f"epsilon {spent['epsilon']:.4g} at delta 0.001 after 2 releases"
+    assert said in card.read_text(encoding="utf-8")
+    assert report(["-d", "1", "-o", "report.html"]) == 0
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert said in page and "not losses and scores" in page
+
+
+def test_a_run_without_noise_says_so(root: Path) -> None:
+    assert main(["--rounds", "1"]) == 0
+    (fold,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0")
+    assert json.loads((fold / "run.json").read_text(encoding="utf-8"))["privacy_spent"] is None
+    assert not (fold / "privacy.json").exists()
+    assert report(["-d", "1", "-o", "report.html"]) == 0
+    assert "no noise was added, so there is no differential privacy" in Path("report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--dp_epsilon", "6"], "differential privacy needs three numbers"),
+        (["--dp_clip", "1", "--dp_delta", "1e-3"], "found:    --dp_delta, --dp_clip"),
+        ([*PRIVATE, "--dp_delta", "0.5"], "this delta allows a whole site to be given away"),
+        ([*PRIVATE, "--strategy", "fedmedian"], "fedmedian has no bound on what one site can change"),
+        ([*PRIVATE, "-r", "flap_sam", "--lora_method", "flexlora"], "flexlora has no bound on what one site can change"),
+        ([*PRIVATE, "-r", "flap_sam", "--lora_method", "rolora"], "rolora keeps factors as they are"),
+        ([*PRIVATE, "--weighting", "size"], "with differential privacy every site weighs the same"),
+        ([*PRIVATE, "--weighting", "validation"], "with differential privacy every site weighs the same"),
+        ([*PRIVATE, "--protocol", "local"], "nothing is aggregated and nothing leaves it"),
+        ([*PRIVATE, "--protocol", "centralized"], "nothing is aggregated and nothing leaves it"),
+        (
+            [*PRIVATE, "--dp_epsilon", "1e-9", "--dp_delta", "1e-9", "--rounds", "1000"],
+            "no noise keeps so many rounds to this privacy budget",
+        ),
+    ],
+)
+def test_what_excludes_it_is_refused_before_anything_is_trained(
+    root: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+) -> None:
+    assert main(flags) == 2
+    assert says in capsys.readouterr().err
+    assert not (root / "results").exists() or not list((root / "results").rglob("run.json"))
+
+
+def test_a_run_is_not_continued_with_another_budget(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PRIVATE, "--rounds", "1"]) == 0
+    assert main([*PRIVATE, "--rounds", "1", "--dp_clip", "0.7", "--c"]) == 2
+    assert "the run cannot be continued with other settings" in capsys.readouterr().err
+
+
+def test_hospitals_are_not_asked_for_what_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsam_pipeline.pipeline.submit_federation.submit", lambda _name, _sites, configuration: configuration(("a", "b")))
+    assert main(["--superlink", "trial", "-d", NAME, *PRIVATE, "--strategy", "fedavgm", "--weighting", "size"]) == 2
+    assert "with differential privacy every site weighs the same" in capsys.readouterr().err
+    assert main(["--superlink", "trial", "-d", NAME, *PRIVATE]) == 0
