@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import predict_memory
+from benchmarks import predict_memory, privacy_cost
 from benchmarks.ct_cohort import write_cohort
 from benchmarks.nnunet import timed
 from benchmarks.nnunet_fingerprint import compare
@@ -62,3 +62,14 @@ def test_the_memory_benchmark_predicts_its_own_images_with_its_own_model(
     assert "1 image(s) of 5 x 24 x 20 voxels, 3 classes" in printed and "within 8 GB" in printed
     record = json.loads((tmp_path / "results.jsonl").read_text())
     assert 1e8 < record["peak_bytes"] < 8e9 and record["folds"] == 2
+
+
+def test_the_noise_of_differential_privacy_shrinks_with_the_sites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["privacy_cost", "--keep", str(tmp_path / "kept.jsonl"), "--epsilon", "1", "8", "--sites", "4", "400"])
+    assert privacy_cost.main() == 0
+    assert "293,332 values" in capsys.readouterr().out
+    weak, strong = json.loads((tmp_path / "kept.jsonl").read_text())["rows"]
+    assert weak["noise_multiplier"] > strong["noise_multiplier"]
+    assert weak["noise_over_clip"]["4"] == pytest.approx(100 * weak["noise_over_clip"]["400"])

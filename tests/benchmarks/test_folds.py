@@ -1,0 +1,50 @@
+"""Whether a federation is better for one site, over several folds: each run once, what is kept is not trained again."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import folds
+from tests.pipeline.comparisons import DirectSimulation, make_planned
+
+
+def test_the_cases_of_several_folds_are_compared_in_pairs_and_runs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"fedsam_{name}", str(tmp_path / name))
+    make_planned(tmp_path)
+    simulation = DirectSimulation()
+    monkeypatch.setattr("fedsam_pipeline.pipeline.train.simulate", simulation)
+
+    def run(*flags: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["folds", "site_a", "--steps", "2", "--keep", str(tmp_path / "folds.jsonl"), *flags])
+        assert folds.main() == 0
+        return [json.loads(line) for line in (tmp_path / "folds.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    first = run("-f", "0", "--protocols", "local")
+    assert [line["protocol"] for line in first] == ["local"] and first[0]["site"] == "site_a"
+    assert "fold 0: not complete" in capsys.readouterr().out
+    both = run("-f", "0", "1")
+    assert both[:1] == first and [(line["fold"], line["protocol"]) for line in both[1:]] == [
+        ("0", "federated"),
+        ("1", "federated"),
+        ("1", "local"),
+    ]
+    shown = capsys.readouterr().out
+    trained = list(simulation.trained)
+    assert run("-f", "0", "1") == both and simulation.trained == trained
+    table = [line for line in shown.splitlines() if line.startswith("fold")]
+    assert len(table) == 3 and capsys.readouterr().out.splitlines()[-3:] == table
+
+    dice = {(line["fold"], line["protocol"]): folds.dice_of(line, "site_a") for line in both}
+    pooled = [np.concatenate([dice["0", protocol], dice["1", protocol]]).mean() for protocol in ("federated", "local")]
+    found = re.search(r"folds 0 1: (\d+) cases, together ([\d.]+), alone ([\d.]+), difference ([+-][\d.]+) \[", shown)
+    assert found is not None and int(found[1]) == sum(len(dice[fold, "local"]) for fold in "01")
+    assert float(found[2]) == pytest.approx(pooled[0], abs=1e-4) and float(found[3]) == pytest.approx(pooled[1], abs=1e-4)
+    assert float(found[4]) == pytest.approx(pooled[0] - pooled[1], abs=1e-4)
