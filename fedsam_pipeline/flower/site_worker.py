@@ -289,7 +289,7 @@ class SiteWorker:
         assert self._loaded is not None  # it says so where none can be read
         number, state = self._loaded
         if number < up_to:
-            log.warning("%s was away: %s goes on from its state of round %d", self._setup.site, what, number)
+            log.warning("%s has no later state: %s goes on from its state of round %d", self._setup.site, what, number)
         return state
 
     def _initial_local(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.audit_heads import HEADS_FILE
 from fedsam_pipeline.files import read_json, write_json, write_text
+from fedsam_pipeline.flower.deployment.kit import SERVER_FOLDER
 from fedsam_pipeline.flower.deployment.local import FEDERATION, LocalFederation
 from fedsam_pipeline.flower.deployment.start_files import commands_folder
 from fedsam_pipeline.flower.messages import TRAIN_ROUND
@@ -71,7 +72,7 @@ def run_demo_deployment(
         _say("2/5 a start-up kit: certificates, keys, a signed app; server and sites are started")
         federation.make()
         if weights is not None:
-            for who in ("server", *sites):
+            for who in (SERVER_FOLDER, *sites):
                 cache = federation.data(who) / "cache"
                 cache.mkdir(parents=True)
                 (cache / weights.name).symlink_to(weights.absolute())
@@ -81,7 +82,7 @@ def run_demo_deployment(
         place = Path(DATASET, run_place(load_recipe(request.recipe), request.plans_name, request, "federated"))
         _train(federation, request, base_model, sites[-1], place)
         _say("4/5 the audit trails of the sites, held against what the server knows")
-        fold = federation.data("server") / "results" / place
+        fold = federation.data(SERVER_FOLDER) / "results" / place
         trails, lost = verify_trails([federation.data(site) / "results" / place / "sites" / site for site in sites], fold / HEADS_FILE)
         print("\n".join(map(str, (*trails, *lost))))
         if lost or any(trail.fault is not None for trail in trails):

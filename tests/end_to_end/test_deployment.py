@@ -62,4 +62,4 @@ def test_a_site_is_killed_while_it_trains_and_comes_back(deployment: Deployment)
     missing = [record["missing"] for record in deployment.rounds(seed=2)]
     assert missing[0] == missing[-1] == {} and list(missing[1]) == ["site_b"], training.printed
     log = (deployment.site_folder("site_b", seed=2) / "logs" / "site.log").read_text()
-    assert "site_b was away" in log and "goes on from its state of round 1" in log
+    assert "site_b has no later state" in log and "goes on from its state of round 1" in log
