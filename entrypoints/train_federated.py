@@ -135,6 +135,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long an answer is waited for, and enough sites to be there (default: without end in simulation, 3600 of real sites)",
     )
+    parser.add_argument(
+        "--encrypt",
+        action="store_true",
+        help="the sites encrypt their updates and the server learns the sum alone; needs the extra encryption, --wire fp32 and a strategy "
+        "of the mean (docs/privacy.md)",
+    )
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -142,6 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _body(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
+        refuse_unused({"--encrypt": arguments.encrypt}, "a run without --dry_run: see docs/privacy.md for its bytes and seconds")
         refuse_unused({"--c": arguments.resume}, "a run without --dry_run: the estimate is of a whole run")
         refuse_unused({"--superlink": arguments.superlink}, "a run without --dry_run: hospitals cannot be probed from here")
     request = TrainRequest(
@@ -169,6 +176,7 @@ def _body(arguments: argparse.Namespace) -> None:
         init=arguments.init,
         min_sites=arguments.min_sites,
         round_timeout=arguments.round_timeout,
+        encrypt=arguments.encrypt,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )

@@ -34,6 +34,7 @@ from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_bytes
 from fedsam_pipeline.pipeline.progress_picture import ProgressPicture
 from fedsam_pipeline.pipeline.run_timing import run_timing
+from fedsam_pipeline.pipeline.simulated_keys import clear_simulated_keys, make_simulated_keys
 from fedsam_pipeline.pipeline.site_folders import clear_site
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
@@ -46,6 +47,8 @@ Connect = Callable[[Callable[[Grid, threading.Event], None]], None]
 USERS_CODES = {
     "training_diverged": "--overwrite with a lower --lr",
     "bad_input": "mend what that log names, then --c",
+    "encryption_key_missing": "train without --encrypt, or give every site the common key: fedsam_site_kit encrypt FOLDER, there",
+    "encryption_required": "train with --encrypt: this site's updates leave it in no other way",
     "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
 }
 """What a user can do about a site's failure, by its code; any other is internal"""
@@ -134,7 +137,7 @@ class TrainingRun:
 
     def _compatible(self, path: Path) -> dict[str, Any]:
         """An earlier state, if it is of the same run: everything that decides the numbers must agree."""
-        state: dict[str, Any] = {"configuration": "main"} | read_json(path)  # of older versions, which knew no other
+        state: dict[str, Any] = {"configuration": "main", "encrypt": False} | read_json(path)  # of older versions, which knew no other
         expected = self._identity()
         different = [key for key, value in expected.items() if state.get(key) != value]
         if different:
@@ -161,6 +164,7 @@ class TrainingRun:
             (self._folder / name).unlink(missing_ok=True)
         for site in self._setup.all_sites:
             clear_site(site.state_folder)
+        clear_simulated_keys(self._setup.sites)
         self._checkpoints.clear()
 
     def _identity(self) -> dict[str, Any]:
@@ -172,6 +176,7 @@ class TrainingRun:
             "cases_sha256": sha256_of([_cases_of(site) for site in setup.all_sites]),
             **setup.model.agreement(),
             "wire": setup.model.recipe.aggregation.wire,
+            "encrypt": setup.encrypt,
             **asdict(setup.schedule),
         }
 
@@ -211,6 +216,7 @@ class TrainingRun:
         Aggregator(setup.model.recipe.aggregation, setup.quorum)  # nor a strategy that makes no sense with so few sites
         if not self._continues:
             self._clear()
+        make_simulated_keys(setup.sites)
         write_documents(self._folder, setup.model.plans, setup.model.recipe, manifest)
         write_json(self._folder / "dataset.json", dict(setup.dataset))
         write_coverage(self._folder, setup.coverage)
@@ -262,6 +268,7 @@ class TrainingRun:
             wire=setup.model.recipe.aggregation.wire,
             # one for each worker, and one for the first that is done, unless its time would run while it waits
             window=setup.workers + (setup.round_timeout is None),
+            encrypted=setup.model.recipe.aggregation.weighting if setup.encrypt else None,
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             heads = AuditHeads(self._folder, grid.site_of if isinstance(grid, NamedGrid) else None)

@@ -12,6 +12,7 @@ from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.encryption_rules import require_encryptable
 from fedsam_pipeline.federation.strategy_settings import require_lossless, require_sites, strategy_settings
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
@@ -21,6 +22,7 @@ from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.plans_file import check_triplanar, load_plans
+from fedsam_pipeline.pipeline.simulated_keys import simulated_key
 from fedsam_pipeline.pipeline.site_setups import Machine, StoredDataset, site_setup
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.postprocessing.candidates import CandidateVolumes, candidate_volumes
@@ -73,6 +75,7 @@ class TrainRequest:
     """whose updates a round needs; ``None``: all in simulation, more than half of real sites"""
     round_timeout: float | None = None
     """seconds; ``None``: any time in simulation, an hour of real sites"""
+    encrypt: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -91,6 +94,7 @@ class RunSetup:
         coverage: for quality control; ``None``: not known.
         min_sites, round_timeout: see ``RoundPlan``.
         admit: see ``RoundLoop``.
+        encrypt: whether the sites encrypt their updates.
     """
 
     folder: Path
@@ -109,6 +113,7 @@ class RunSetup:
     min_sites: int | None = None
     round_timeout: float | None = None
     admit: Callable[[Collection[str]], None] | None = None
+    encrypt: bool = False
 
     @property
     def quorum(self) -> int:
@@ -187,6 +192,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
         machine = Machine(request.device, request.workers or min(len(members), usable_cores()), request.gpu_memory_target, request.compiled)
         alone = replace(data, privacy_floor=1) if len(members) == 1 else data  # one site: nothing leaves it
         setup_of = partial(site_setup, data=alone, model=model, fold=fold, machine=machine)
+        key = simulated_key(fold, len(members), request.min_sites) if request.encrypt else None
         held_out = None
         if request.protocol == "leave_one_site_out":
             left = name.removeprefix("leave_one_site_out-")
@@ -195,7 +201,8 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             RunSetup(
                 folder=fold,
                 sites=tuple(
-                    setup_of(site, folds["train"].intersection(own), folds["val"].intersection(own)) for site, own in members.items()
+                    replace(setup_of(site, folds["train"].intersection(own), folds["val"].intersection(own)), encryption_key=key)
+                    for site, own in members.items()
                 ),
                 labels=labels,
                 schedule=schedule,
@@ -210,6 +217,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
                 coverage=coverage,
                 min_sites=checked_min_sites(request.min_sites, len(members)),
                 round_timeout=request.round_timeout,
+                encrypt=request.encrypt,
             )
         )
     return setups
@@ -295,7 +303,10 @@ def with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
         "wire": wire,
         "options": options,
     }
-    return Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
+    resolved = Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
+    if request.encrypt:
+        require_encryptable(resolved.aggregation)
+    return resolved
 
 
 def run_place(recipe: Recipe, plans_name: str, request: TrainRequest, group: str, start: str = "") -> str:
