@@ -121,14 +121,15 @@ class EncryptedRound:
         payload = self._sum.payload()
         replies = sorted(self._replies, key=lambda reply: reply.site)
         first = round_number % len(replies)
-        faults = []
+        faults, codes = [], set()
         for reply in (*replies[first:], *replies[:first]):
             try:
                 return self._asked(round_number, reply, payload)
             except (SiteFailed, UpdateRefused) as error:
                 log.warning("%s did not decrypt the sum: %s", reply.site, error)
                 faults.append(f"{reply.site}: {error}")
-        raise SiteFailed(f"no site decrypted the sum; {'; '.join(faults)}")
+                codes.add(error.code if isinstance(error, SiteFailed) else "")
+        raise SiteFailed(f"no site decrypted the sum; {'; '.join(faults)}", codes.pop() if len(codes) == 1 else "")
 
     def _asked(self, round_number: int, by: SiteReply, payload: bytes) -> dict[str, Tensor]:
         """One site's answer, checked as an update is."""

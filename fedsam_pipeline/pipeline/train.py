@@ -49,6 +49,7 @@ USERS_CODES = {
     "bad_input": "mend what that log names, then --c",
     "encryption_key_missing": "train without --encrypt, or give every site the common key: fedsam_site_kit encrypt FOLDER, there",
     "encryption_required": "train with --encrypt: this site's updates leave it in no other way",
+    "sum_refused": "put the same key at every site, then --c",
     "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
 }
 """What a user can do about a site's failure, by its code; any other is internal"""
