@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import predict_memory
+from benchmarks import encryption, predict_memory
 from benchmarks.ct_cohort import write_cohort
 from benchmarks.nnunet import timed
 from benchmarks.nnunet_fingerprint import compare
@@ -62,3 +62,15 @@ def test_the_memory_benchmark_predicts_its_own_images_with_its_own_model(
     assert "1 image(s) of 5 x 24 x 20 voxels, 3 classes" in printed and "within 8 GB" in printed
     record = json.loads((tmp_path / "results.jsonl").read_text())
     assert 1e8 < record["peak_bytes"] < 8e9 and record["folds"] == 2
+
+
+def test_the_encryption_benchmark_sums_what_it_drew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encryption, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(sys, "argv", ["encryption", "--values", "5003", "--sites", "2"])
+    assert encryption.main() == 0
+    assert "5003 values, 2 sites\nencrypted" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "results.jsonl").read_text())["runs"]
+    assert found["encrypted"]["largest_error"] < 1e-8 and found["fp32"]["largest_error"] == 0 < found["int4"]["largest_error"]
+    assert found["encrypted"]["bytes"] > 10 * found["fp32"]["bytes"] / 2

@@ -6,7 +6,7 @@ from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.encryption_rules import require_encryptable, require_enough_to_encrypt
 from fedsam_pipeline.specs.recipe import AggregationRecipe
 
-PLAIN = {"strategy": "fedavg", "lora_method": None, "weighting": "size", "wire": "fp32", "options": {}}
+PLAIN: dict[str, object] = {"strategy": "fedavg", "lora_method": None, "weighting": "size", "wire": "fp32", "options": {}}
 
 
 def aggregation(**changes: object) -> AggregationRecipe:
