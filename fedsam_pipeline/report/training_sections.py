@@ -12,6 +12,14 @@ from fedsam_pipeline.specs.fingerprint import Fingerprint
 
 TRAINING, POSTPROCESSING = "train.round", "query.postprocessing"
 """of the messages in ``communication.json``; the third kind asks for the scores of the last model"""
+IN_PLAIN = (
+    "Updates travelled as they are: no noise was added to them and they were summed in the clear, so there is neither differential privacy "
+    "nor secure aggregation."
+)
+ENCRYPTED = (
+    "Updates left the sites encrypted and the server learned the sum of each round alone, as long as no site gave the sites' key away. No "
+    "noise was added: this is not differential privacy."
+)
 ONE_SITE = "Nothing travels under this protocol: one site trains, within one machine."
 
 
@@ -135,12 +143,8 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
     if fingerprint is None:
         parts.append(note(why_unknown))
     if files.exchanges:
-        parts.append(
-            text(
-                "Updates travelled as they are: this version adds no noise to them and sums them in the clear, so there is neither "
-                "differential privacy nor secure aggregation. Images, masks, preprocessed arrays and names of cases are in no message."
-            )
-        )
+        how = ENCRYPTED if files.run.get("encrypt") else IN_PLAIN
+        parts.append(text(f"{how} Images, masks, preprocessed arrays and names of cases are in no message."))
     return Section("Privacy", "".join(parts))
 
 
