@@ -53,7 +53,7 @@ test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults
 
 # Those that need no data from elsewhere; make bench BENCHES=resampling measures one.
-BENCHES ?= codec surface_metrics resampling encoders training_step step_profile inference predict_profile federation
+BENCHES ?= codec encryption surface_metrics resampling encoders training_step step_profile inference predict_profile federation
 
 bench: weights
 	@failed=; for name in $(BENCHES); do \

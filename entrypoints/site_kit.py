@@ -40,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     place.add_argument("--user", metavar="NAME", help="runs the service (default: the present user)")
     key = add("key", "make a site's key at the site, and print the public line to send to the server's operator")
     key.add_argument("folder", type=Path, metavar="FOLDER", help="the site's")
+    encrypt = add("encrypt", "give a site the key that all sites share for encrypted sums; the first one makes it")
+    encrypt.add_argument("folder", type=Path, metavar="FOLDER", help="the site's")
+    encrypt.add_argument("--key", type=Path, metavar="FILE", help="the key of another site (default: make a new one)")
     renew = add("renew", "make the server's next certificate, for the same key and names")
     renew.add_argument("folder", type=Path, metavar="KIT", help="the whole kit, with ca/ and server/")
     renew.add_argument("--also", nargs="+", default=[], metavar="HOST", help="more names and addresses of the server")
@@ -70,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             site_kit.place(arguments.folder, arguments.data, arguments.user)
         elif arguments.action == "key":
             site_kit.key(arguments.folder)
+        elif arguments.action == "encrypt":
+            site_kit.encrypt(arguments.folder, arguments.key)
         elif arguments.action == "renew":
             site_kit.renew(arguments.folder, arguments.also)
         else:

@@ -146,6 +146,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dp_clip", type=positive_float, metavar="C", help="largest norm of a site's update in a round; larger ones are scaled"
     )
+    parser.add_argument(
+        "--encrypt",
+        action="store_true",
+        help="the sites encrypt their updates and the server learns the sum alone; needs the extra encryption, --wire fp32 and a strategy "
+        "of the mean (docs/privacy.md)",
+    )
     parser.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start over where a run exists")
     return parser
@@ -153,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _body(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
+        refuse_unused({"--encrypt": arguments.encrypt}, "a run without --dry_run: see docs/privacy.md for its bytes and seconds")
         refuse_unused({"--c": arguments.resume}, "a run without --dry_run: the estimate is of a whole run")
         refuse_unused({"--superlink": arguments.superlink}, "a run without --dry_run: hospitals cannot be probed from here")
     request = TrainRequest(
@@ -183,6 +190,7 @@ def _body(arguments: argparse.Namespace) -> None:
         dp_epsilon=arguments.dp_epsilon,
         dp_delta=arguments.dp_delta,
         dp_clip=arguments.dp_clip,
+        encrypt=arguments.encrypt,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )

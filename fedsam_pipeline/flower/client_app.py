@@ -31,7 +31,9 @@ from fedsam_pipeline.flower.messages import (
     CONFIG,
     DECIDED,
     DECODE_SECONDS,
+    DECRYPTED,
     ENCODE_SECONDS,
+    ENCRYPTED,
     FOLDED,
     KEEP_MASKS,
     METRICS,
@@ -46,6 +48,14 @@ from fedsam_pipeline.flower.messages import (
     from_arrays,
     from_record,
     to_record,
+)
+from fedsam_pipeline.flower.site_encryption import (
+    KeyMissing,
+    PlainRefused,
+    SumRefused,
+    decrypted_sum,
+    encrypted_update,
+    encrypting_sites,
 )
 from fedsam_pipeline.flower.site_postprocessing import answer
 from fedsam_pipeline.flower.site_worker import SiteSetup, SiteWorker, StateMissing
@@ -88,6 +98,9 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (UpdateRefused, "update_refused"),
     (StateMissing, "state_missing"),
     (TrainingDiverged, "training_diverged"),
+    (KeyMissing, "encryption_key_missing"),
+    (PlainRefused, "encryption_required"),
+    (SumRefused, "sum_refused"),
     (FedsamError, "bad_input"),
 )
 UNKNOWN_SITE = "unknown"
@@ -109,6 +122,10 @@ def make_client_app(find_setup: FindSetup) -> ClientApp:
     @app.query("postprocessing")
     def postprocessing(message: Message, context: Context) -> Message:
         return answer_safely(message, context, find_setup, _postprocessing)
+
+    @app.query("decrypted_sum")
+    def decrypted(message: Message, context: Context) -> Message:
+        return answer_safely(message, context, find_setup, _decrypted_sum)
 
     return app
 
@@ -167,6 +184,7 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
     round_number = int(_number(config, "round"))
     wire = _wire(config)
+    sites = encrypting_sites(config, setup)  # before the work that would be for nothing
     worker = SiteWorker(setup)
     started = time.perf_counter()  # the model is there
     schedule = _schedule(config)
@@ -179,7 +197,10 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     proximal_mu = _number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0
     encoded, result = worker.train(schedule, round_number, wire=wire, proximal_mu=proximal_mu, clip=clip)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
-    payload = to_record(encoded.payload)
+    payload, encode_seconds = {PAYLOAD: to_record(encoded.payload)}, encoded.figures.seconds
+    if sites:
+        part, encode_seconds = encrypted_update(encoded.decoded, worker.received, setup, sites)
+        payload = {ENCRYPTED: part}
     metrics = MetricRecord(
         {
             NUM_EXAMPLES: len(setup.train_cases),
@@ -188,12 +209,12 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
             "seconds": result.seconds,
             "data_seconds": result.data_seconds,
             DECODE_SECONDS: decode_seconds,
-            ENCODE_SECONDS: encoded.figures.seconds,
+            ENCODE_SECONDS: encode_seconds,
             VALIDATION_SECONDS: validation_seconds,
             BUSY_SECONDS: time.perf_counter() - started,
         }
     )
-    return RecordDict({PAYLOAD: payload, CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
+    return RecordDict({**payload, CONFIG: _reply_config(config, setup, validation), METRICS: metrics})
 
 
 def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
@@ -231,6 +252,13 @@ def _postprocessing(content: RecordDict, setup: SiteSetup) -> RecordDict:
     reply = {"run_id": config["run_id"], "round": config["round"], "attempt": config["attempt"], "site": setup.site}
     told = ConfigRecord(reply | {SUMS: json.dumps(sums.to_dict(), allow_nan=False)})
     return RecordDict({CONFIG: told, METRICS: MetricRecord({NUM_EXAMPLES: 0})})
+
+
+def _decrypted_sum(content: RecordDict, setup: SiteSetup) -> RecordDict:
+    """No model is needed, and none is built."""
+    config = _checked_config(content, setup)
+    values, metrics = decrypted_sum(content, config, setup)
+    return RecordDict({DECRYPTED: values, CONFIG: _reply_config(config, setup, {}), METRICS: metrics})
 
 
 def _rules(config: ConfigRecord, key: str) -> list[MaskRule]:

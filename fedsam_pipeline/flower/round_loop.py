@@ -24,6 +24,7 @@ from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.attendance import Attendance
 from fedsam_pipeline.flower.audit import trail_fault
+from fedsam_pipeline.flower.encrypted_round import EncryptedRound, told_to_sites
 from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import (
     CONFIG,
@@ -98,6 +99,7 @@ class RoundLoop:
         self.clock = WorkClock()
         self._took: dict[int, float] = {}
         """node to the seconds of its last answer"""
+        self._encrypted: EncryptedRound | None = None
 
     def run(self, tensors: dict[str, Tensor], rounds_done: int) -> dict[str, Tensor]:
         """Runs all rounds after ``rounds_done``; returns the federated tensors after the last.
@@ -131,6 +133,9 @@ class RoundLoop:
         plan = self._plan
         validate = plan.val_every > 0 and (round_number - 1) % plan.val_every == 0 and round_number > 1
         config = self._config(round_number, validate=validate)
+        config.update(told_to_sites(plan))
+        if plan.encrypted is not None:
+            self._encrypted = EncryptedRound(self._grid, plan, plan.encrypted, self._manifest, self._heads, self._stop)
         there = SomeNodes(self._grid, self._present())
         encoded = self._downlink.send(tensors)
         configs = {
@@ -138,8 +143,12 @@ class RoundLoop:
             for message in self._aggregator.configure(round_number, self._downlink.held, config, there)
         }
         replies, refused, missing, down = self._exchange(encoded, configs, TRAIN_ROUND)
+        if self._encrypted is not None:
+            self._encrypted.finish(round_number, self._downlink.held, self._aggregator)
         aggregated = self._aggregator.result()
         traffic = self._traffic(round_number, down, sorted(replies + refused, key=_site), TRAIN_ROUND)
+        if self._encrypted is not None:
+            self._encrypted.note(traffic)
         seconds = time.perf_counter() - started
         validation = {site: dice for reply in replies for site, dice in reply.validation.items()}
         self._aggregator.scored({reply.site: combine_sites(reply.validation).dice for reply in replies if reply.validation})
@@ -267,6 +276,9 @@ class RoundLoop:
     def _take(self, reply: SiteReply, content: RecordDict) -> None:
         """Decodes and checks an update and hands it on."""
         check_update_numbers(reply)
+        if self._encrypted is not None:
+            self._encrypted.take(reply, content)
+            return
         if PAYLOAD not in content.array_records:
             raise UpdateRefused(f"it comes without {PAYLOAD}")
         started = time.perf_counter()

@@ -6,7 +6,7 @@ from typing import Any
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.update_bounds import UpdateBound
 from fedsam_pipeline.specs.manifest import Wire
-from fedsam_pipeline.specs.recipe import OptimizerRecipe
+from fedsam_pipeline.specs.recipe import OptimizerRecipe, Weighting
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 
@@ -26,6 +26,7 @@ class RoundPlan:
         timeout: seconds to wait for each site's answer once it is asked, and for enough sites to be there; ``None`` waits for all.
         wire: how states and updates travel.
         window: sites that are asked at once, see :func:`answers`; ``None``: all.
+        encrypted: the sites encrypt their updates, weighted so, and the server sees their sum alone; ``None``: it sees each.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class RoundPlan:
     timeout: float | None = None
     wire: Wire = "fp32"
     window: int | None = None
+    encrypted: Weighting | None = None
 
     @property
     def bound(self) -> UpdateBound:

@@ -73,6 +73,7 @@ class SiteSetup:
             the models that they score either: postprocessing is chosen from all of them.
         patients: case to patient, where patients have several cases.
         privacy_floor: patients that the sums stand for from which postprocessing is chosen.
+        encryption_key: the sites' common key: updates leave this site encrypted, or not at all. ``None``: it has none.
     """
 
     site: str
@@ -94,6 +95,7 @@ class SiteSetup:
     patients: dict[str, str] = field(default_factory=dict)
     privacy_floor: int = DEFAULT_FLOOR
     compiled: bool = False
+    encryption_key: Path | None = None
 
     @property
     def labels(self) -> LabelScheme:
@@ -135,6 +137,11 @@ class SiteWorker:
     def manifest(self) -> Manifest:
         """Of the tensors that train and travel."""
         return self._adapted.manifest
+
+    @property
+    def received(self) -> dict[str, Tensor]:
+        """The state that this message brought."""
+        return self._received
 
     def held(self, after_round: int) -> dict[str, Tensor]:
         """The federated state that this site received for a round, against which the next one comes; without it that of round 0."""

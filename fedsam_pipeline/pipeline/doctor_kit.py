@@ -1,5 +1,6 @@
 """``fedsam_doctor --kit``: keys, certificates, the server's answer and the clock."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.encrypted_sums import KEY_FILE
 from fedsam_pipeline.flower.deployment.address import ServerAddress
 from fedsam_pipeline.flower.deployment.certificates import (
     belongs_to,
@@ -32,6 +34,7 @@ from fedsam_pipeline.flower.deployment.start_files import (
     KEYS_FOLDER,
     SERVER_CERTIFICATE,
     SERVER_KEY,
+    START_FILE,
     TRUSTED_FILE,
 )
 from fedsam_pipeline.pipeline.doctor_findings import DoctorFinding, from_error, ok, problem, unchecked, warning
@@ -88,6 +91,7 @@ class KitChecks:
         else:
             yield from self._authority(authority)
         yield from self._server_files(authority) if self.kit.role == "server" else self._site_files()
+        yield from self._common_key()
         if authority is None:
             yield unchecked("server", "without the authority's certificate its answer cannot be trusted")
             yield unchecked("clock", "the server was not asked for the time")
@@ -175,6 +179,24 @@ class KitChecks:
         if not (self.folder / TRUSTED_FILE).is_file():
             text = f"{TRUSTED_FILE} is missing: the SuperNode does not start"
             yield problem("app key", text, "copy it again from the kit")
+
+    def _common_key(self) -> Iterator[DoctorFinding]:
+        """Of encrypted sums, where this folder has one."""
+        path = self.folder / KEY_FILE
+        if not path.is_file():
+            return
+        if self.kit.role == "server":
+            yield problem(
+                "encryption", f"{path.name} opens every site's update, and lies at the server", "delete it; make a new key at a site"
+            )
+            return
+        yield from self._mode("encryption", path, f"fedsam_site_kit encrypt {self.folder}")
+        start = self.folder / START_FILE
+        if not start.is_file() or b"encryption_key=" not in start.read_bytes():
+            text = f"start.sh does not name {path.name}: this site's updates would leave it in plain"
+            yield problem("encryption", text, f"fedsam_site_kit place {self.folder}")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        yield ok("encryption", f"{path.name} begins with SHA-256 {digest}: it must be the same at all sites")
 
     def _mode(self, subject: str, path: Path, fix: str) -> Iterator[DoctorFinding]:
         try:

@@ -19,6 +19,8 @@ from fedsam_pipeline.dataset.label_scheme import read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.federation.audit_heads import AuditHeads
+from fedsam_pipeline.federation.encrypted_sums import require_library
+from fedsam_pipeline.federation.encryption_rules import require_enough_to_encrypt
 from fedsam_pipeline.files import make_folder, parse_json, read_json, write_json
 from fedsam_pipeline.flower.messages import QUERY_FINGERPRINT, QUERY_PLAN
 from fedsam_pipeline.flower.named_grid import NamedGrid
@@ -140,6 +142,9 @@ def serve(grid: Grid, request: FederationRequest) -> dict[str, Any]:
         refuse_existing(run_folder, request.training)  # before any site is asked for anything
         heads = AuditHeads(folder / SITE_FOLDER, sites.site_of)
         quorum = real_quorum(recipe.aggregation, request.training.min_sites, len(request.sites))
+        if request.training.encrypt:
+            require_library()
+            require_enough_to_encrypt(len(request.sites), quorum)
         patience = request.training.round_timeout or ROUND_TIMEOUT
         log.info("%d of %d sites are enough; %.0f s are waited for the others", quorum, len(request.sites), patience)
         ask = partial(Preparation, sites, request.sites, heads=heads, stop=stop, quorum=quorum, patience=patience)
@@ -266,6 +271,7 @@ def _setup(
         validated={},
         coverage=planned_coverage(fingerprint, plans),
         privacy=training.privacy(recipe, schedule.rounds, len(request.sites)),
+        encrypt=training.encrypt,
     )
 
 

@@ -10,7 +10,7 @@ FLAGS = ("--dp_epsilon", "--dp_delta", "--dp_clip")
 
 
 def privacy_budget(
-    flags: tuple[float | None, float | None, float | None], aggregation: AggregationRecipe, *, rounds: int, sites: int
+    flags: tuple[float | None, float | None, float | None], aggregation: AggregationRecipe, *, rounds: int, sites: int, encrypted: bool
 ) -> PrivacyBudget | None:
     """The budget, or ``None`` without any of the flags.
 
@@ -19,6 +19,7 @@ def privacy_budget(
         aggregation: of the run.
         rounds: that the budget is for.
         sites: whose updates are aggregated.
+        encrypted: whether the server sees their sum alone.
 
     Raises:
         FedsamError: a flag is missing, a value means nothing, or the way of aggregation has no bound on what one site can change.
@@ -39,6 +40,13 @@ def privacy_budget(
             found=f"{sites} site",
             expected="two or more",
             fix="leave the --dp_ flags out: where one site trains, nothing is aggregated and nothing leaves it",
+        )
+    if encrypted:
+        raise FedsamError(
+            "the server cannot clip updates that it cannot see",
+            found="--encrypt with --dp_epsilon",
+            expected="one of the two: who must not see what, docs/privacy.md has the table",
+            fix="leave --encrypt out, or the --dp_ flags",
         )
     if not 0 < delta < 1 / sites:
         raise FedsamError(

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from fedsam_pipeline.flower.deployment.address import ServerAddress
+from fedsam_pipeline.flower.deployment.common_key import add_common_key
 from fedsam_pipeline.flower.deployment.kit import (
     KitRequest,
     make_kit,
@@ -76,6 +77,16 @@ def key(folder: Path) -> None:
     line = make_site_key(folder)
     print("send this line to the server's operator, who saves it as keys/SITE.pub and registers it; it is no secret:")
     print(line, end="")
+
+
+def encrypt(folder: Path, key: Path | None) -> None:
+    """Gives a site the common key of encrypted sums; see ``add_common_key``."""
+    path = add_common_key(folder, key)
+    print(f"{path}: from now on this site's updates leave it encrypted, or not at all")
+    if key is None:
+        print("bring it to each other site by a way that the server's operator has no part in; there:")
+        print(f"fedsam_site_kit encrypt FOLDER --key {path.name}")
+    print(f"next: fedsam_site_kit place {folder}, with the flags it had, and start the SuperNode anew")
 
 
 def renew(folder: Path, also: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ message meets a fresh process, so all that a run needs lies on the site's disk.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class SiteNode:
         privacy_floor: patients that every number stands for which leaves the site.
         device: ``auto``, ``cpu`` or ``cuda``.
         agreed: hashes that this site insists on, by key of ``AGREED_KEYS``.
+        encryption_key: the sites' common key; with one, updates leave this site encrypted or not at all.
     """
 
     site: str
@@ -64,6 +65,7 @@ class SiteNode:
     privacy_floor: int
     device: str
     agreed: Mapping[str, str]
+    encryption_key: Path | None = None
 
     @classmethod
     def configured(cls, config: Keys, dataset: str) -> "SiteNode":
@@ -72,11 +74,11 @@ class SiteNode:
         Raises:
             FedsamError: the SuperNode's configuration names no site, or holds a wrong value.
         """
-        if unknown := sorted(set(config) - {"site", "privacy_floor", "device", *AGREED_KEYS}):
+        if unknown := sorted(set(config) - {"site", "privacy_floor", "device", "encryption_key", *AGREED_KEYS}):
             raise FedsamError(
                 "unknown keys in the configuration of a SuperNode",
                 found=", ".join(unknown),
-                expected=f"site, privacy_floor, device, {', '.join(AGREED_KEYS)}",
+                expected=f"site, privacy_floor, device, encryption_key, {', '.join(AGREED_KEYS)}",
                 fix="mend --node-config in its start.sh: a key that is not known would protect from nothing",
             )
         site = config.get("site")
@@ -92,7 +94,8 @@ class SiteNode:
             raise FedsamError("privacy_floor of a SuperNode is no number of patients", found=repr(floor), expected="a whole number from 1")
         folders = data_folders()
         agreed = {key: str(config[key]) for key in AGREED_KEYS if key in config}
-        return cls(site, dataset, folders.raw, folders.preprocessed, folders.results, floor, str(config.get("device", "auto")), agreed)
+        key, device = _encryption_key(config), str(config.get("device", "auto"))
+        return cls(site, dataset, folders.raw, folders.preprocessed, folders.results, floor, device, agreed, key)
 
     @property
     def num_threads(self) -> int:
@@ -163,7 +166,8 @@ class SiteNode:
             self.privacy_floor,
         )
         fold = self.results_root / self.dataset / offer.run
-        return site_setup(self.site, train, val, data, model, fold, Machine(self.device, workers=1))
+        setup = site_setup(self.site, train, val, data, model, fold, Machine(self.device, workers=1))
+        return replace(setup, encryption_key=self.encryption_key)
 
     def _cases(self) -> list[str]:
         return sorted(read_json(self.folder / "dataset.json")["sites"][self.site])
@@ -277,6 +281,21 @@ class Offer:
         for key, value in agreed.items():
             if own[key] != value:
                 raise AgreementBroken(f"{key}: this site agreed to {value}, the message has {own[key]}")
+
+
+def _encryption_key(config: Keys) -> Path | None:
+    """What a SuperNode's configuration says of the sites' common key."""
+    if "encryption_key" not in config:
+        return None
+    told = config["encryption_key"]
+    if not isinstance(told, str) or not Path(told).is_absolute():
+        raise FedsamError(
+            "encryption_key of a SuperNode is no file",
+            found=repr(told),
+            expected="an absolute path",
+            fix="fedsam_site_kit encrypt FOLDER, then fedsam_site_kit place FOLDER",
+        )
+    return Path(told)
 
 
 def find_site(configuration: Keys, asked: Keys) -> SiteNode:

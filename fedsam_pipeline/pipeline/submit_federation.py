@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.encryption_rules import require_enough_to_encrypt
 from fedsam_pipeline.flower.submit import submit
 from fedsam_pipeline.model.registry import DEFAULT_BASE_MODEL, base_model_spec
 from fedsam_pipeline.paths import DATASET_PATTERN
@@ -50,8 +51,10 @@ def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] 
     base_model_spec(model)
 
     def configuration(names: tuple[str, ...]) -> dict[str, str]:
-        real_quorum(resolved.aggregation, request.min_sites, len(names))  # before any site is asked
+        quorum = real_quorum(resolved.aggregation, request.min_sites, len(names))  # before any site is asked
         request.privacy(resolved, request.rounds or 1, len(names))
+        if request.encrypt:
+            require_enough_to_encrypt(len(names), quorum)
         return {REQUEST_KEY: FederationRequest(str(dataset), names, request, recipe.to_dict(), model).to_json()}
 
     submit(superlink, sites, configuration)

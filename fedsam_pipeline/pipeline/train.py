@@ -1,6 +1,5 @@
 """fedsam_train_federated: runs federations, keeps their checkpoints and progress, writes the trained model."""
 
-import json
 import logging
 import secrets
 import threading
@@ -18,7 +17,7 @@ from fedsam_pipeline.evaluation.summary import SiteDice, combine_sites
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
-from fedsam_pipeline.files import append_text, locked_folder, make_folder, read_json, write_json, write_text
+from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.named_grid import NamedGrid
 from fedsam_pipeline.flower.private_rounds import LEDGER_FILE, PrivateRounds
@@ -34,7 +33,9 @@ from fedsam_pipeline.pipeline.coverage_file import write_coverage
 from fedsam_pipeline.pipeline.environment import hardware, versions
 from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_bytes
 from fedsam_pipeline.pipeline.progress_picture import ProgressPicture
+from fedsam_pipeline.pipeline.run_records import PROGRESS_FILE, TRAFFIC_FILE, RunRecords
 from fedsam_pipeline.pipeline.run_timing import run_timing
+from fedsam_pipeline.pipeline.simulated_keys import clear_simulated_keys, make_simulated_keys
 from fedsam_pipeline.pipeline.site_folders import clear_site
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest
 from fedsam_pipeline.specs.bundle_index import POSTPROCESSING_FILE
@@ -47,6 +48,9 @@ Connect = Callable[[Callable[[Grid, threading.Event], None]], None]
 USERS_CODES = {
     "training_diverged": "--overwrite with a lower --lr, or with less noise (a larger --dp_epsilon, a smaller --dp_clip)",
     "bad_input": "mend what that log names, then --c",
+    "encryption_key_missing": "train without --encrypt, or give every site the common key: fedsam_site_kit encrypt FOLDER, there",
+    "encryption_required": "train with --encrypt: this site's updates leave it in no other way",
+    "sum_refused": "put the same key at every site, then --c",
     "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
 }
 """What a user can do about a site's failure, by its code; any other is internal"""
@@ -106,6 +110,7 @@ class TrainingRun:
         self._setup, self._folder, self._request = setup, setup.folder, request
         self._connect = connect or (lambda serve: simulate(setup.sites, serve, workers=setup.workers))
         self._checkpoints = CheckpointSeries(setup.folder / "checkpoints", "round_")
+        self._records = RunRecords(setup.folder)
         self._names = tuple(setup.labels.scored)
         earlier = self._earlier()
         self._continues = earlier is not None
@@ -135,7 +140,7 @@ class TrainingRun:
 
     def _compatible(self, path: Path) -> dict[str, Any]:
         """An earlier state, if it is of the same run: everything that decides the numbers must agree."""
-        state: dict[str, Any] = {"configuration": "main"} | read_json(path)  # of older versions, which knew no other
+        state: dict[str, Any] = {"configuration": "main", "encrypt": False} | read_json(path)  # of older versions, which knew no other
         expected = self._identity()
         different = [key for key, value in expected.items() if state.get(key) != value]
         if different:
@@ -153,8 +158,8 @@ class TrainingRun:
         for name in (
             BUNDLE_FILE,
             ADAPTER_FILE,
-            "progress.jsonl",
-            "communication.json",
+            PROGRESS_FILE,
+            TRAFFIC_FILE,
             "run.json",
             "progress.png",
             "validation/summary.json",
@@ -163,6 +168,7 @@ class TrainingRun:
             (self._folder / name).unlink(missing_ok=True)
         for site in self._setup.all_sites:
             clear_site(site.state_folder)
+        clear_simulated_keys(self._setup.sites)
         self._checkpoints.clear()
 
     def _identity(self) -> dict[str, Any]:
@@ -175,6 +181,7 @@ class TrainingRun:
             **setup.model.agreement(),
             "wire": setup.model.recipe.aggregation.wire,
             "privacy": None if setup.privacy is None else setup.privacy.to_dict(),
+            "encrypt": setup.encrypt,
             **asdict(setup.schedule),
         }
 
@@ -215,6 +222,7 @@ class TrainingRun:
         Aggregator(setup.model.recipe.aggregation, setup.quorum)  # nor a strategy that makes no sense with so few sites
         if not self._continues:
             self._clear()
+        make_simulated_keys(setup.sites)
         write_documents(self._folder, setup.model.plans, setup.model.recipe, manifest)
         write_json(self._folder / "dataset.json", dict(setup.dataset))
         write_coverage(self._folder, setup.coverage)
@@ -254,7 +262,7 @@ class TrainingRun:
             log.info("continuing after round %d", rounds_done)
         if private is not None:
             private.require_ledger(rounds_done)
-        self._forget_after(rounds_done)
+        self._records.forget_after(rounds_done)
         self._first_round = rounds_done + 1
         plan = RoundPlan(
             run_id=self.state["run_id"],
@@ -269,6 +277,7 @@ class TrainingRun:
             wire=setup.model.recipe.aggregation.wire,
             # one for each worker, and one for the first that is done, unless its time would run while it waits
             window=setup.workers + (setup.round_timeout is None),
+            encrypted=setup.model.recipe.aggregation.weighting if setup.encrypt else None,
         )
         with tqdm(total=setup.schedule.rounds, initial=rounds_done, unit="round", desc=setup.folder.parent.name, disable=None) as bar:
             heads = AuditHeads(self._folder, grid.site_of if isinstance(grid, NamedGrid) else None)
@@ -280,7 +289,7 @@ class TrainingRun:
             if setup.held_out is None:
                 scores = loop.evaluate(tensors, keep_masks=setup.chooses_postprocessing)
                 tensors = downlink.held  # what was scored, as the sites hold it
-                self._append_traffic(scores.traffic)
+                self._records.add_traffic(scores.traffic)
                 if setup.chooses_postprocessing:
                     self._choose_postprocessing(grid, plan, heads, stop)
             else:  # no node of the federation: nothing travels
@@ -301,7 +310,7 @@ class TrainingRun:
         self._clock_alone(started)
         document.save(self._folder.parent / POSTPROCESSING_FILE)
         for entry in traffic:
-            self._append_traffic(entry)
+            self._records.add_traffic(entry)
 
     def _evaluate_held_out(self, site: SiteSetup, tensors: dict[str, Any], residuals: dict[str, Any]) -> dict[str, SiteDice]:
         started = time.perf_counter()
@@ -315,8 +324,8 @@ class TrainingRun:
 
     def _record(self, bar: "tqdm[Any]") -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
-            append_text(self._folder / "progress.jsonl", json.dumps(record.progress, allow_nan=False) + "\n")
-            self._append_traffic(record.communication)
+            self._records.add_progress(record.progress)
+            self._records.add_traffic(record.communication)
             self._watch_memory()
             self.state["privacy_spent"] = record.progress["privacy"]
             losses = [site["loss"] for site in record.progress["sites"].values()]
@@ -327,7 +336,7 @@ class TrainingRun:
             bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
             if dice is not None:
-                self._picture.draw(self._progress())
+                self._picture.draw(self._records.progress)
 
         return on_round
 
@@ -340,8 +349,8 @@ class TrainingRun:
         write_json(self._folder / "validation" / "summary.json", summary)
         line = {"event": "final", "round": self._setup.schedule.rounds, "validation": shared["sites"], "dice": shared["dice"]}
         line |= {"refused": scores.refused, "missing": scores.missing}
-        append_text(self._folder / "progress.jsonl", json.dumps(line, allow_nan=False) + "\n")
-        self._picture.draw(self._progress())
+        self._records.add_progress(line)
+        self._picture.draw(self._records.progress)
         write_adapter(self._folder, self._initial | tensors, self._setup.model.bundle_info(self._setup.schedule.rounds))
         self.state["final"] = summary
 
@@ -357,29 +366,6 @@ class TrainingRun:
         """Workers live as long as the simulation and their peaks only grow, so a look after every round misses none."""
         for key, peak in (("peak_memory_bytes", worker_peak_bytes()), ("server_peak_memory_bytes", own_peak_bytes())):
             self.state[key] = max((value for value in (peak, self.state.get(key)) if value is not None), default=None)
-
-    def _progress(self) -> list[dict[str, Any]]:
-        text = (self._folder / "progress.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
-
-    def _append_traffic(self, entry: dict[str, Any]) -> None:
-        path = self._folder / "communication.json"
-        document: dict[str, Any] = read_json(path) if path.exists() else {"schema_version": 1, "rounds": []}
-        document["rounds"].append(entry)
-        write_json(path, document)
-
-    def _forget_after(self, rounds_done: int) -> None:
-        """Drops records of rounds that an interruption left without a checkpoint."""
-        progress, traffic = self._folder / "progress.jsonl", self._folder / "communication.json"
-        if progress.exists():
-            lines = progress.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a power cut may leave half a line
-            kept = [record for record in map(json.loads, whole) if record["event"] == "round" and record["round"] <= rounds_done]
-            write_text(progress, "".join(json.dumps(record) + "\n" for record in kept))
-        if traffic.exists():
-            document = read_json(traffic)
-            document["rounds"] = [e for e in document["rounds"] if e["message"] == "train.round" and e["round"] <= rounds_done]
-            write_json(traffic, document)
 
     def _save_state(self, **changes: Any) -> None:
         self.state |= changes

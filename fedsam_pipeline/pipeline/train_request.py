@@ -11,6 +11,7 @@ from fedsam_pipeline.dataset.label_scheme import LabelScheme, read_label_scheme
 from fedsam_pipeline.dataset.raw_checks import read_site_labels
 from fedsam_pipeline.dataset.splits import load_splits, make_splits
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.encryption_rules import require_encryptable
 from fedsam_pipeline.federation.strategy_settings import require_lossless, strategy_settings
 from fedsam_pipeline.files import read_json
 from fedsam_pipeline.flower.site_worker import SiteSetup
@@ -22,6 +23,7 @@ from fedsam_pipeline.pipeline.coverage_file import planned_coverage
 from fedsam_pipeline.pipeline.plans_file import check_triplanar, load_plans
 from fedsam_pipeline.pipeline.private_training import privacy_budget
 from fedsam_pipeline.pipeline.quorum import checked_min_sites
+from fedsam_pipeline.pipeline.simulated_keys import simulated_key
 from fedsam_pipeline.pipeline.site_setups import Machine, StoredDataset, site_setup
 from fedsam_pipeline.planning.thresholds import load_thresholds
 from fedsam_pipeline.postprocessing.candidates import CandidateVolumes, candidate_volumes
@@ -75,6 +77,7 @@ class TrainRequest:
     """whose updates a round needs; ``None``: all in simulation, more than half of real sites"""
     round_timeout: float | None = None
     """seconds; ``None``: any time in simulation, an hour of real sites"""
+    encrypt: bool = False
     dp_epsilon: float | None = None
     dp_delta: float | None = None
     dp_clip: float | None = None
@@ -83,7 +86,8 @@ class TrainRequest:
 
     def privacy(self, recipe: Recipe, rounds: int, sites: int) -> PrivacyBudget | None:
         """The budget that the flags ask for; see :func:`privacy_budget`."""
-        return privacy_budget((self.dp_epsilon, self.dp_delta, self.dp_clip), recipe.aggregation, rounds=rounds, sites=sites)
+        flags = (self.dp_epsilon, self.dp_delta, self.dp_clip)
+        return privacy_budget(flags, recipe.aggregation, rounds=rounds, sites=sites, encrypted=self.encrypt)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class RunSetup:
         min_sites, round_timeout: see ``RoundPlan``.
         admit: see ``RoundLoop``.
         privacy: differential privacy of the global model; ``None``: none.
+        encrypt: whether the sites encrypt their updates.
     """
 
     folder: Path
@@ -120,6 +125,7 @@ class RunSetup:
     round_timeout: float | None = None
     admit: Callable[[Collection[str]], None] | None = None
     privacy: PrivacyBudget | None = None
+    encrypt: bool = False
 
     @property
     def quorum(self) -> int:
@@ -198,6 +204,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
         machine = Machine(request.device, request.workers or min(len(members), usable_cores()), request.gpu_memory_target, request.compiled)
         alone = replace(data, privacy_floor=1) if len(members) == 1 else data  # one site: nothing leaves it
         setup_of = partial(site_setup, data=alone, model=model, fold=fold, machine=machine)
+        key = simulated_key(fold, len(members), request.min_sites) if request.encrypt else None
         held_out = None
         if request.protocol == "leave_one_site_out":
             left = name.removeprefix("leave_one_site_out-")
@@ -206,7 +213,8 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
             RunSetup(
                 folder=fold,
                 sites=tuple(
-                    setup_of(site, folds["train"].intersection(own), folds["val"].intersection(own)) for site, own in members.items()
+                    replace(setup_of(site, folds["train"].intersection(own), folds["val"].intersection(own)), encryption_key=key)
+                    for site, own in members.items()
                 ),
                 labels=labels,
                 schedule=schedule,
@@ -222,6 +230,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
                 min_sites=checked_min_sites(request.min_sites, len(members)),
                 round_timeout=request.round_timeout,
                 privacy=request.privacy(recipe, schedule.rounds, len(members)),
+                encrypt=request.encrypt,
             )
         )
     return setups
@@ -273,7 +282,10 @@ def with_aggregation(recipe: Recipe, request: TrainRequest) -> Recipe:
         "wire": wire,
         "options": options,
     }
-    return Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
+    resolved = Recipe.from_dict(recipe.to_dict() | {"aggregation": values})
+    if request.encrypt:
+        require_encryptable(resolved.aggregation)
+    return resolved
 
 
 def run_place(recipe: Recipe, plans_name: str, request: TrainRequest, group: str, start: str = "") -> str:

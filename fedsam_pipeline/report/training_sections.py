@@ -13,6 +13,10 @@ from fedsam_pipeline.specs.training_record import PrivacySpent
 
 TRAINING, POSTPROCESSING = "train.round", "query.postprocessing"
 """of the messages in ``communication.json``; the third kind asks for the scores of the last model"""
+ENCRYPTED = (
+    "Updates left the sites encrypted and the server learned the sum of each round alone, as long as no site gave the sites' key away. No "
+    "noise was added: this is not differential privacy."
+)
 ONE_SITE = "Nothing travels under this protocol: one site trains, within one machine."
 
 
@@ -136,11 +140,12 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
     if fingerprint is None:
         parts.append(note(why_unknown))
     if files.exchanges:
-        parts.append(text(f"{_protection(files.run)} Images, masks, preprocessed arrays and names of cases are in no message."))
+        how = ENCRYPTED if files.run.get("encrypt") else _in_plain(files.run)
+        parts.append(text(f"{how} Images, masks, preprocessed arrays and names of cases are in no message."))
     return Section("Privacy", "".join(parts))
 
 
-def _protection(run: Mapping[str, Any]) -> str:
+def _in_plain(run: Mapping[str, Any]) -> str:
     if (spent := run.get("privacy_spent")) is None:
         noise = "no noise was added, so there is no differential privacy."
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import predict_memory, privacy_cost
+from benchmarks import encryption, predict_memory, privacy_cost
 from benchmarks.ct_cohort import write_cohort
 from benchmarks.nnunet import timed
 from benchmarks.nnunet_fingerprint import compare
@@ -73,3 +73,15 @@ def test_the_noise_of_differential_privacy_shrinks_with_the_sites(
     weak, strong = json.loads((tmp_path / "kept.jsonl").read_text())["rows"]
     assert weak["noise_multiplier"] > strong["noise_multiplier"]
     assert weak["noise_over_clip"]["4"] == pytest.approx(100 * weak["noise_over_clip"]["400"])
+
+
+def test_the_encryption_benchmark_sums_what_it_drew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encryption, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(sys, "argv", ["encryption", "--values", "5003", "--sites", "2"])
+    assert encryption.main() == 0
+    assert "5003 values, 2 sites\nencrypted" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "results.jsonl").read_text())["runs"]
+    assert found["encrypted"]["largest_error"] < 1e-8 and found["fp32"]["largest_error"] == 0 < found["int4"]["largest_error"]
+    assert found["encrypted"]["bytes"] > 10 * found["fp32"]["bytes"] / 2

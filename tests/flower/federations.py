@@ -1,5 +1,6 @@
 """A federation of tiny sites in this process: its setups, its model, its round loop."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,17 @@ import torch
 from fedsam_pipeline.federation.audit_heads import AuditHeads
 from fedsam_pipeline.federation.checkpoints import CheckpointSeries
 from fedsam_pipeline.federation.codec.downlink import Downlink
+from fedsam_pipeline.federation.encrypted_sums import KEY_FILE
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.private_rounds import PrivateRounds
 from fedsam_pipeline.flower.round_loop import RoundLoop
 from fedsam_pipeline.flower.rounds import RoundPlan, RoundRecord
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.build import AdaptedModel, ModelSetup, build_adapted
+from fedsam_pipeline.pipeline.simulated_keys import make_simulated_keys
 from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.privacy_budget import PrivacyBudget
-from fedsam_pipeline.specs.recipe import Recipe, load_recipe
+from fedsam_pipeline.specs.recipe import Recipe, Weighting, load_recipe
 from fedsam_pipeline.training.local_trainer import RunSchedule
 from tests.conftest import make_tiny_plans
 from tests.flower.grids import DirectGrid
@@ -74,9 +77,14 @@ class Federation:
         wire: Wire = "fp32",
         min_sites: int | None = None,
         budget: PrivacyBudget | None = None,
+        encrypted: Weighting | None = None,
     ) -> None:
-        """``min_sites``: names are registered, and answers waited for half a second. ``budget``: of differential privacy."""
+        """``min_sites``: names are registered, and answers waited for half a second. ``budget``: of differential privacy. ``encrypted``:
+        how sites weigh what they encrypt."""
         self.setups = setups(folder, sites, recipe)
+        if encrypted is not None:
+            self.setups = [replace(setup, encryption_key=folder / "sites" / KEY_FILE) for setup in self.setups]
+            make_simulated_keys(self.setups)
         self.grid = DirectGrid(self.setups)
         self.records: list[RoundRecord] = []
         self.adapted = model(recipe)
@@ -94,6 +102,7 @@ class Federation:
             min_sites,
             None if min_sites is None else 0.5,
             wire,
+            encrypted=encrypted,
         )
         downlink = Downlink(wire, start(self.adapted))
         private = None

@@ -1,5 +1,6 @@
 """``fedsam_doctor --kit``: keys, certificates, the server's answer, the clock and the registered sites."""
 
+import hashlib
 import json
 import shutil
 from datetime import timedelta
@@ -9,7 +10,8 @@ import pytest
 
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.flower.deployment.certificates import load_node_public_key
-from fedsam_pipeline.flower.deployment.kit import make_site_key
+from fedsam_pipeline.flower.deployment.common_key import add_common_key
+from fedsam_pipeline.flower.deployment.kit import make_site_key, place_kit
 from fedsam_pipeline.flower.deployment.reach import Refusal
 from fedsam_pipeline.pipeline.doctor_findings import Level
 from tests.flower.deployment.kits import NOON, make_test_kit
@@ -179,3 +181,18 @@ def test_the_authoritys_key_on_this_machine(tmp_path: Path) -> None:
     found = [each for each in checks(kit / "server") if (each.subject, each.level) == ("authority", Level.WARNING)]
     assert [each.text.rpartition(" ")[2] for each in found] == [str(kit / "ca" / name) for name in ("ca.key", "app_signing.key")]
     assert all(each.fix and "offline" in each.fix for each in found)
+
+
+def test_the_common_key_of_encrypted_sums(kit: Path) -> None:
+    path = add_common_key(kit / "site_a", None)
+    assert "would leave it in plain" in only(checks(kit / "site_a"), "encryption", Level.PROBLEM).text
+    place_kit(kit / "site_a")
+    levels = [(finding.level, finding.text) for finding in checks(kit / "site_a") if finding.subject == "encryption"]
+    assert [level for level, _ in levels] == [Level.OK, Level.OK]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert levels[-1][1].endswith(f"SHA-256 {digest}: it must be the same at all sites")
+    path.chmod(0o644)
+    assert "others may read it" in only(checks(kit / "site_a"), "encryption", Level.PROBLEM).text
+    shutil.copy(path, kit / "server")
+    found = only(checks(kit / "server", registered=everyone(kit / "server")), "encryption", Level.PROBLEM)
+    assert "lies at the server" in found.text and "new key" in str(found.fix)

@@ -11,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.encrypted_sums import make_key, write_key
 from fedsam_pipeline.flower import preparation
 from fedsam_pipeline.pipeline.federation_server import FederationRequest, serve
 from fedsam_pipeline.pipeline.site_node import client_app
@@ -66,6 +67,28 @@ def test_a_federation_from_the_raw_data_to_the_model(users_folder: Path, monkeyp
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert summary["dice"] is not None
     assert not list(Path("fedsam_data").rglob("*.b2nd")) and not list(Path("fedsam_data").rglob("*.nii.gz"))
+
+
+def test_a_federation_that_encrypts(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "POLL_SECONDS", 0.2)
+    hospitals = make_hospitals(users_folder / "hospitals")
+    key = users_folder / "shared" / "encryption.key"
+    write_key(key, make_key())
+    grid = HospitalGrid(hospitals, privacy_floor=1, device="cpu", encryption_key=str(key))
+    state = serve(grid, request(hospitals, encrypt=True, wire="fp32"))
+    assert state["status"] == "done" and state["encrypt"] is True
+    assert not list(Path("fedsam_data").rglob("encryption.key"))
+    updates = [message for message in grid.received if message.metadata.message_type == "train.round"]
+    assert len(updates) == 6 and all(set(message.content.array_records) == {"encrypted"} for message in updates)
+
+
+def test_a_hospital_with_a_key_does_not_train_in_plain(users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "POLL_SECONDS", 0.2)
+    hospitals = make_hospitals(users_folder / "hospitals")
+    grid = HospitalGrid(hospitals, privacy_floor=1, device="cpu", encryption_key=str(users_folder / "encryption.key"))
+    with pytest.raises(FedsamError, match=r"encryption_required[\s\S]*train with --encrypt"):
+        serve(grid, request(hospitals))
+    assert all(not message.content.array_records for message in grid.received)
 
 
 class LateGrid(HospitalGrid):

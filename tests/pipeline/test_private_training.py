@@ -80,6 +80,7 @@ def test_a_run_without_noise_says_so(root: Path) -> None:
         ([*PRIVATE, "-r", "flap_sam", "--lora_method", "rolora"], "rolora keeps factors as they are"),
         ([*PRIVATE, "--weighting", "size"], "with differential privacy every site weighs the same"),
         ([*PRIVATE, "--weighting", "validation"], "with differential privacy every site weighs the same"),
+        ([*PRIVATE, "--encrypt", "--wire", "fp32"], "the server cannot clip updates that it cannot see"),
         ([*PRIVATE, "--protocol", "local"], "nothing is aggregated and nothing leaves it"),
         ([*PRIVATE, "--protocol", "centralized"], "nothing is aggregated and nothing leaves it"),
         (

@@ -52,6 +52,8 @@ def message_of(offer: Offer, **changes: str) -> dict[str, Any]:
         ({"site": "site_a", "privacy_floor": "1"}, "no number of patients"),
         ({"site": "site_a", "privacy_floor": True}, "no number of patients"),
         ({"site": "site_a", "plans_sha256": "1" * 64}, r"unknown keys[\s\S]*plans_sha256[\s\S]*plan_sha256"),
+        ({"site": "site_a", "encryption_key": 3}, "encryption_key of a SuperNode is no file"),
+        ({"site": "site_a", "encryption_key": "encryption.key"}, r"is no file[\s\S]*an absolute path"),
         ({"site": "site_a", "privacyfloor": 10}, r"unknown keys[\s\S]*privacyfloor"),
     ],
 )

@@ -36,6 +36,9 @@ def refused(capsys: pytest.CaptureFixture[str], command: str) -> str:
         (f"-d {NAME} -device cpu", "-device: each site has its own"),
         (f"-d {NAME} -p dataset", "this cannot be the name of a plan"),
         (f"-d {NAME} -p ../plans", "this cannot be the name of a plan"),
+        (f"-d {NAME} --encrypt", "add --wire fp32"),
+        (f"-d {NAME} --encrypt --wire fp32 --strategy krum", "krum compares the updates of single sites"),
+        (f"-d {NAME} --encrypt --dry_run", "--encrypt"),
         (f"-d {NAME} --dry_run", "hospitals cannot be probed from here"),
     ],
 )

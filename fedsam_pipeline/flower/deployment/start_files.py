@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.federation.encrypted_sums import KEY_FILE as COMMON_KEY
 from fedsam_pipeline.files import write_bytes, write_text
 from fedsam_pipeline.flower import QUIET_ENVIRONMENT
 from fedsam_pipeline.flower.deployment.address import ServerAddress
@@ -82,13 +83,20 @@ def superlink_arguments(kit: SiteKit, folder: Path) -> list[str]:
     ]
 
 
-def supernode_arguments(kit: SiteKit, folder: Path) -> list[str]:
-    """The flags of ``flower-supernode``: the authority, the site's key and name, signed apps only. It installs nothing unless told to."""
+def supernode_arguments(kit: SiteKit, folder: Path, *, encrypts: bool = False) -> list[str]:
+    """The flags of ``flower-supernode``: the authority, the site's key and name, signed apps only. It installs nothing unless told to.
+
+    Args:
+        kit: of a site.
+        folder: where it will be used.
+        encrypts: the key of the sites' updates lies there, too.
+    """
+    node_config = f'site="{kit.site}"' + (f' encryption_key="{folder / COMMON_KEY}"' if encrypts else "")
     return [
         *("--superlink", str(ServerAddress(kit.host, kit.port))),
         *("--root-certificates", str(folder / AUTHORITY_FILE)),
         *("--auth-supernode-private-key", str(folder / f"{kit.site}.key")),
-        *("--node-config", f'site="{kit.site}"'),
+        *("--node-config", node_config),
         *("--trusted-entities", str(folder / TRUSTED_FILE)),
         *("--port", str(kit.runtime_port)),
     ]
@@ -106,7 +114,8 @@ def write_start_files(kit: SiteKit, folder: Path, placement: Placement) -> None:
     environment = QUIET_ENVIRONMENT | {"FLWR_HOME": str(placement.folder / FLOWER_FOLDER)}
     environment |= {f"fedsam_{name}": str(placement.data / name) for name in DATA_NAMES}
     program = ["python", "-m", "fedsam_pipeline.flower.deployment.superlink"] if server else ["flower-supernode"]
-    arguments = superlink_arguments(kit, placement.folder) if server else supernode_arguments(kit, placement.folder)
+    encrypts = (folder / COMMON_KEY).exists()
+    arguments = superlink_arguments(kit, placement.folder) if server else supernode_arguments(kit, placement.folder, encrypts=encrypts)
     values = {
         "federation": kit.federation,
         "site": kit.site or "",
