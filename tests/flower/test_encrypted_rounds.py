@@ -1,7 +1,7 @@
 """Rounds of encrypted sums: the same model as in plain, nothing of a single site in any message, and who refuses what."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,6 +266,26 @@ def test_another_site_decrypts_where_one_does_not(tmp_path: Path, caplog: pytest
     assert_equal(found, expected)
     assert record.communication["encryption"]["site"] == "site_c"
     assert "site_b did not decrypt the sum: site_b reports agreement_broken" in caplog.text
+
+
+def test_a_site_that_does_not_decrypt_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path, encrypted="size", min_sites=2)
+    real = federation.grid.pull_messages
+
+    def pull(message_ids: Iterable[str]) -> list[Message]:
+        return [m for m in real(message_ids) if m.metadata.message_type != QUERY_DECRYPTED_SUM or m.metadata.src_node_id != 2]
+
+    monkeypatch.setattr(federation.grid, "pull_messages", pull)
+    _, record = federation.loop._round(start(federation.adapted), 1)
+    assert record.communication["encryption"]["site"] == "site_c"
+    assert [message.metadata.dst_node_id for message in sums_asked(federation)] == [2, 3]
+
+
+def test_a_site_that_is_away_is_not_in_the_sum(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, encrypted="size", min_sites=2)
+    federation.grid._setups[2] = replace(federation.setups[2], encryption_key=None)
+    _, record = federation.loop._round(start(federation.adapted), 1)
+    assert list(record.progress["missing"]) == ["site_c"] and record.communication["encryption"]["parts"] == 2
 
 
 def told(values: np.ndarray) -> Edit:

@@ -246,6 +246,14 @@ def test_one_site_alone_sends_nothing(tmp_path: Path) -> None:
     assert text.count("Nothing travels under this protocol") == 3 and "sent in all" not in text
 
 
+def test_an_encrypted_run_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    assert "summed in the clear" in Reader(page_of(folder)).text
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"encrypt": True})
+    text = Reader(page_of(folder)).text
+    assert "the server learned the sum of each round alone" in text and "summed in the clear" not in text
+
+
 def test_questions_about_postprocessing_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     assert "questions about postprocessing" not in Reader(page_of(folder)).text
