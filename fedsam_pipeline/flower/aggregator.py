@@ -133,6 +133,11 @@ class Aggregator:
         aggregated = {name: torch.from_numpy(np.asarray(array, dtype=np.float32).copy()) for name, array in from_arrays(arrays).items()}
         return split_residuals(aggregated)[0]
 
+    def keep(self) -> None:
+        """Before the round's result leaves this process, or is written: what it spends of the privacy budget is on the disk then."""
+        if self._privacy is not None:
+            self._privacy.keep()
+
     def scored(self, dice: Mapping[str, float]) -> None:
         """Remembers how well the received model did at each site, for weighting by validation in the rounds to come."""
         self._dice |= {site: value for site, value in dice.items() if np.isfinite(value)}

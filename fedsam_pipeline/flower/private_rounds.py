@@ -84,7 +84,7 @@ class PrivateRounds:
                 path=self._path,
                 found=f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} after {spent.num_releases} releases; one more exceeds it",
                 expected=f"at most {self._budget.epsilon:g}",
-                fix="a round that was done again was released twice; the last model is in checkpoints/, --overwrite spends a new budget",
+                fix="rounds whose checkpoints were lost were released twice; --overwrite begins anew, and spends a new budget",
             )
 
     def told(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class PrivateRounds:
         return clipped(tensors, received, self._budget.clip)
 
     def release(self, mean: Mapping[str, Tensor], num_updates: int) -> dict[str, Tensor]:
-        """The mean of clipped updates with its noise; what it spends is in the ledger before this returns.
+        """The mean of clipped updates with its noise. It must not leave this process before ``keep``.
 
         Args:
             mean: by name, float64.
@@ -105,9 +105,12 @@ class PrivateRounds:
         self.require_budget()
         deviation = compute_stdv(self.noise_multiplier, self._budget.clip, min(self._quorum, num_updates))
         self._accountant.compose(self._event)
-        write_json(self._path, self._document())
         log.info("privacy spent: epsilon %.4f of %g at delta %g", self.spent["epsilon"], self._budget.epsilon, self._budget.delta)
         return {name: tensor + torch.from_numpy(gaussian_noise(tuple(tensor.shape), deviation)) for name, tensor in sorted(mean.items())}
+
+    def keep(self) -> None:
+        """Writes the ledger: what was released so far may leave. A model that was lost before told nobody anything, and is not in it."""
+        write_json(self._path, {"schema_version": 1, "spent": self.spent, "accountant": self._accountant.state_dict()})
 
     @property
     def spent(self) -> dict[str, Any]:
@@ -126,9 +129,6 @@ class PrivateRounds:
     @property
     def _event(self) -> GaussianPrivacyEvent:
         return GaussianPrivacyEvent(self.noise_multiplier, self._sites, self._sites)
-
-    def _document(self) -> dict[str, Any]:
-        return {"schema_version": 1, "spent": self.spent, "accountant": self._accountant.state_dict()}
 
     def _restore(self) -> None:
         try:

@@ -110,6 +110,7 @@ class RoundLoop:
         for round_number in range(rounds_done + 1, self._plan.schedule.rounds + 1):
             tensors, record = self._round(tensors, round_number)
             self._on_round(record)
+            self._aggregator.keep()
             # last: a round without a checkpoint is done again, records and all
             self._checkpoints.save(round_number, tensors | self._aggregator.state() | self._downlink.state())
         return tensors

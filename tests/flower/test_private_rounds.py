@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,8 +198,16 @@ def test_an_interrupted_run_goes_on_with_its_ledger(tmp_path: Path, monkeypatch:
     assert second.records[-1].progress["privacy"]["releases"] == 3
 
 
+def test_a_model_that_was_lost_before_anybody_had_it_spends_nothing(tmp_path: Path) -> None:
+    federation(tmp_path).run_until(3)  # killed before its checkpoint
+    second = federation(tmp_path)
+    second.run(rounds_done=2)
+    assert second.records[-1].progress["privacy"]["releases"] == 3
+
+
 def test_a_round_that_would_be_released_beyond_the_budget_is_refused(tmp_path: Path) -> None:
-    federation(tmp_path).run_until(3)  # released, and killed before its checkpoint
+    federation(tmp_path).run()
+    shutil.rmtree(tmp_path / "checkpoints" / "round_0003")  # the sites have had its model
     again = federation(tmp_path)
     with pytest.raises(FedsamError, match="the privacy budget is spent") as caught:
         again.run(rounds_done=2)
@@ -214,7 +223,10 @@ def test_a_lost_broken_or_foreign_ledger_is_refused(tmp_path: Path) -> None:
     private(tmp_path).require_ledger(0)
     with pytest.raises(FedsamError, match="the privacy ledger of this run lacks releases"):
         private(tmp_path).require_ledger(1)
-    private(tmp_path).release({"a": torch.zeros(2, dtype=torch.float64)}, 3)
+    first = private(tmp_path)
+    first.release({"a": torch.zeros(2, dtype=torch.float64)}, 3)
+    private(tmp_path).require_ledger(0)  # lost with the process
+    first.keep()
     private(tmp_path).require_ledger(1)
     with pytest.raises(FedsamError, match="cannot be used"):
         private(tmp_path, replace(BUDGET, epsilon=9.0))
