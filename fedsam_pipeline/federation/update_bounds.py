@@ -1,4 +1,4 @@
-"""How far an honest site can have moved: what AdamW does in so many steps, whatever the gradients were.
+"""How far an honest site can have moved: what AdamW does at given rates, whatever the gradients were.
 
 A step of AdamW moves a value w by at most rate * (c + decay * |w|). c bounds |m| / sqrt(v), both with Adam's correction of their bias: m
 and v are weighted sums of the same gradients and of their squares, so by the inequality of Cauchy and Schwarz
@@ -20,14 +20,17 @@ from torch import Tensor
 
 from fedsam_pipeline.federation.lora_aggregation.methods import LINEAR
 from fedsam_pipeline.federation.updates import UpdateRefused
+from fedsam_pipeline.specs.manifest import Wire
 from fedsam_pipeline.specs.recipe import AggregationRecipe, OptimizerRecipe
 
-WIRE_SLACK = 1.25
-"""what rounding on the wire can add: int4 errs by at most (1 + 2^-7) / 14 of a row's largest difference, and adds what it lost before"""
+CARRIED: Mapping[Wire, float] = {"fp32": 0.0, "fp16": 2.0**-10, "int8": 1 / 250, "int4": 0.08}
+"""what a difference can owe an earlier one, as a share of that one's largest: half a step of the wire's grid (``codec/wires.py``), and what
+that one owed"""
+SLACK = 1.25
+"""what rounding on the wire can add to a difference: int4's half step is 0.08 of its row's largest"""
 ROUNDING = 1e-6
 """of float32, relative to the values"""
 _BETWEEN = frozenset({"fedavg", "fedprox", "fedmedian", "fedtrimmedavg", "krum", "bulyan"})
-_BETWEEN_FACTORS = LINEAR | {None, "fedex"}
 
 
 @lru_cache
@@ -49,44 +52,44 @@ class UpdateBound:
 
     Attributes:
         optimizer: the recipe's.
-        peak_learning_rate: of the run; a step's is never above it.
-        local_steps: of a round.
+        path: learning rates of all steps in between, added up; 0: nothing was trained, and nothing can have moved.
     """
 
     optimizer: OptimizerRecipe
-    peak_learning_rate: float
-    local_steps: int
+    path: float
 
-    def largest(self, name: str, reference: Tensor, rounds: int = 1) -> Tensor:
-        """Largest distance of every value of a tensor from ``reference`` after so many rounds; of its shape, float64."""
-        path = self.peak_learning_rate * self.optimizer.rate_factor(name) * self.local_steps * rounds
+    def largest(self, name: str, reference: Tensor) -> Tensor:
+        """Largest distance of every value of a tensor from ``reference``; of its shape, float64."""
+        path = self.path * self.optimizer.rate_factor(name)
         decay, reach = self.optimizer.weight_decay, adam_reach(*self.optimizer.betas)
-        grown = math.expm1(min(path * decay, 700.0)) / decay if decay > 0 else path  # each step's decay acts on what was moved before
         size = reference.detach().cpu().to(torch.float64).abs()
-        return grown * (reach + decay * size) * WIRE_SLACK + ROUNDING * (1 + size)
+        rounding = ROUNDING * (1 + size)
+        if path == 0:
+            return rounding
+        grown = math.expm1(min(path * decay, 700.0)) / decay if decay > 0 else path  # each step's decay acts on what was moved before
+        return grown * (reach + decay * size) * SLACK + rounding
 
-    def check(self, tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor], *, rounds: int = 1) -> None:
+    def check(self, tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
         """Refuses a state that no training by this recipe can have reached.
 
         Args:
             tensors: what came, by name; finite.
             reference: where it began; the same names and shapes.
-            rounds: since then; 0: it must be what it was.
 
         Raises:
-            UpdateRefused: a value is too far away.
+            UpdateRefused: a value is too far away; of several tensors the one that is farthest is named.
         """
-        if rounds and math.isinf(adam_reach(*self.optimizer.betas)):
-            return
-        for name, tensor in tensors.items():
-            moved = (tensor.detach().cpu().to(torch.float64) - reference[name].detach().cpu().to(torch.float64)).abs()
-            excess = (moved / self.largest(name, reference[name], rounds)).max() if moved.numel() else torch.zeros(())
-            if excess > 1:
-                steps = f"{rounds} rounds of {self.local_steps} steps" if rounds else "no step"
-                raise UpdateRefused(f"{name}: {float(excess):.3g} times farther from where it began than {steps} can bring it")
+        excess = {name: self._excess(name, tensor, reference[name]) for name, tensor in tensors.items() if tensor.numel()}
+        worst = max(excess, key=excess.__getitem__, default=None)
+        if worst is not None and not excess[worst] <= 1:
+            raise UpdateRefused(f"{worst}: {excess[worst]:.3g} times farther from where it began than training can have brought it")
+
+    def _excess(self, name: str, tensor: Tensor, reference: Tensor) -> float:
+        moved = (tensor.detach().cpu().to(torch.float64) - reference.detach().cpu().to(torch.float64)).abs()
+        return float((moved / self.largest(name, reference)).max())
 
 
 def stays_between(aggregation: AggregationRecipe) -> bool:
     """Whether what the server makes of updates lies between them, value by value, so that their bound is its own: means, medians and
-    choices do; a server's own optimizer and methods that re-base LoRA's factors do not."""
-    return aggregation.strategy in _BETWEEN and aggregation.lora_method in _BETWEEN_FACTORS
+    choices do; a server's own optimizer and methods that change factors, or base weights beside them, do not."""
+    return aggregation.strategy in _BETWEEN and (aggregation.lora_method is None or aggregation.lora_method in LINEAR)

@@ -108,7 +108,7 @@ class Aggregator:
             mean = (
                 self._mean.result()
                 if self._privacy is None
-                else self._privacy.release(self._mean.result(torch.float64), len(self._weights))
+                else self._privacy.release(self._mean.result(torch.float64), self._sent, len(self._weights))
             )
             updates, weights = {_MEAN: mean}, {_MEAN: sum(self._weights.values())}
         else:

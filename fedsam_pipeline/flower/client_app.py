@@ -189,17 +189,19 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     started = time.perf_counter()  # the model is there
     schedule = _schedule(config)
     decode_seconds = _receive(content, worker, rounds_done=round_number - 1)
-    clip = _number(config, CLIP) if CLIP in config else None
-    worker.check_received(schedule, round_number - 1, noisy=clip is not None)
+    clip = _clip(config)
+    worker.check_received(schedule, wire, round_number - 1, noisy=clip is not None)
     received = time.perf_counter()
     validation = worker.evaluate(rounds_done=round_number - 1, max_cases=MAX_CASES_MID_RUN) if config["validate"] else {}
     validation_seconds = time.perf_counter() - received
     proximal_mu = _number(config, PROXIMAL_MU) if PROXIMAL_MU in config else 0.0
+    if not 0 <= proximal_mu < math.inf:
+        raise AgreementBroken(f"a proximal term of strength {proximal_mu:g}")
     encoded, result = worker.train(schedule, round_number, wire=wire, proximal_mu=proximal_mu, clip=clip)
     log.info("%s round %d: loss %.4f, %.1f s", setup.site, round_number, result.loss, result.seconds)
     payload, encode_seconds = {PAYLOAD: to_record(encoded.payload)}, encoded.figures.seconds
     if sites:
-        part, encode_seconds = encrypted_update(encoded.decoded, worker.received, setup, sites)
+        part, encode_seconds = encrypted_update(encoded.decoded, worker.received, config, setup, sites)
         payload = {ENCRYPTED: part}
     metrics = MetricRecord(
         {
@@ -223,7 +225,7 @@ def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     started = time.perf_counter()
     rounds_done = int(_number(config, "round"))
     decode_seconds = _receive(content, worker, rounds_done)
-    worker.check_received(_schedule(config), rounds_done, noisy=CLIP in config)
+    worker.check_received(_schedule(config), _wire(config), rounds_done, noisy=_clip(config) is not None)
     received = time.perf_counter()
     masks = KeptMasks(setup.state_folder) if config[KEEP_MASKS] else None
     personal = bool(worker.manifest.personal)  # then the shared model is the one that is handed on, and its masks are kept
@@ -270,6 +272,16 @@ def _schedule(config: ConfigRecord) -> RunSchedule:
     if not all(0 < value < math.inf for value in (rounds, steps, rate)):
         raise AgreementBroken(f"{rounds:g} rounds of {steps:g} steps at a learning rate of {rate:g}")
     return RunSchedule(rounds=int(rounds), local_steps=int(steps), peak_learning_rate=rate, seed=int(_number(config, "seed")))
+
+
+def _clip(config: ConfigRecord) -> float | None:
+    """Largest norm of an update under differential privacy; ``None``: there is none."""
+    if CLIP not in config:
+        return None
+    clip = _number(config, CLIP)
+    if not 0 < clip < math.inf:
+        raise AgreementBroken(f"updates clipped to {clip:g}")
+    return clip
 
 
 def _receive(content: RecordDict, worker: SiteWorker, rounds_done: int) -> float:

@@ -25,8 +25,7 @@ def clipped(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor], norm
         float64, so that rounding takes nothing from the bound.
     """
     names = sorted(tensors)
-    values = [tensors[name].detach().cpu().to(torch.float64).numpy() for name in names]
-    references = [reference[name].detach().cpu().to(torch.float64).numpy() for name in names]
+    values, references = ([each[name].detach().cpu().to(torch.float64).numpy().ravel() for name in names] for each in (tensors, reference))
     if any((value != other).any() for value, other in zip(values, references, strict=True)):  # Flower divides by the distance
         compute_clip_model_update(values, references, norm)
-    return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+    return {name: torch.from_numpy(value).reshape(tensors[name].shape) for name, value in zip(names, values, strict=True)}

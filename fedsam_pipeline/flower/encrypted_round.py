@@ -105,7 +105,7 @@ class EncryptedRound:
         total, weight = self._opened(round_number), sum(self._weights)
         moved = {name: (held[name].double() + total[name].double() / weight).float() for name in sorted(total)}
         try:
-            self._plan.bound.check(moved, held)
+            self._plan.bound(round_number).check(moved, held)
             aggregator.add(ALL_SITES, moved, self._cases)
         except UpdateRefused as error:
             raise SiteFailed(f"the sum of {self._sum.parts} updates was refused: {error}") from error

@@ -1,9 +1,11 @@
 """Differential privacy of the global model with regard to whole sites: Flower's clipping and accountant, noise from the operating system.
 
 The Gaussian mechanism of DP-FedAvg (McMahan et al., ICLR 2018, arXiv:1710.06963; Geyer et al., arXiv:1712.07557): every round each site's
-update is clipped to norm C, the mean of n of them gets noise of standard deviation z C / q for every value, where q is the quorum, at most
-n. One site moves the mean by C / n at most, so each round is a Gaussian mechanism with noise multiplier z or more. All rounds together are
-accounted for by Renyi differential privacy (Mironov, CSF 2017, arXiv:1702.07476), without amplification: every site takes part in each.
+change is clipped to norm C, and the sum of these changes over N, the number of sites of the federation, is added to the state with noise of
+standard deviation z C / N for every value. N is fixed, however many answer: whether one site's change is in the sum or not moves the result
+by C / N at most, so each round is a Gaussian mechanism with noise multiplier z, whoever is missing. (A mean over those that answer would
+move by up to twice that, because its divisor changes too.) All rounds together are accounted for by Renyi differential privacy (Mironov,
+CSF 2017, arXiv:1702.07476), without amplification: every site may take part in each.
 """
 
 import logging
@@ -39,18 +41,17 @@ class PrivateRounds:
         folder: of the run.
         budget: of all its rounds.
         rounds: that are to be released; the noise is the least with which they keep to the budget.
-        sites: of the federation.
-        quorum: updates that a round has at least.
+        sites: of the federation, N.
 
     Attributes:
         noise_multiplier: z of the module.
 
     Raises:
-        FedsamError: the accountant is not installed, no noise keeps to the budget, or the ledger is of another run or cannot be read.
+        FedsamError: the accountant is not installed, no noise keeps to the budget, or the ledger is of another budget or cannot be read.
     """
 
-    def __init__(self, folder: Path, budget: PrivacyBudget, *, rounds: int, sites: int, quorum: int) -> None:
-        self._path, self._budget, self._sites, self._quorum = folder / LEDGER_FILE, budget, sites, quorum
+    def __init__(self, folder: Path, budget: PrivacyBudget, *, rounds: int, sites: int) -> None:
+        self._path, self._budget, self._sites = folder / LEDGER_FILE, budget, sites
         self.noise_multiplier = noise_multiplier(budget, rounds, sites)
         self._accountant = _accountant(budget, sites)
         if self._path.exists():
@@ -95,18 +96,24 @@ class PrivateRounds:
         """A site's update as it may count: sites clip as well, but it is the server that answers for the budget."""
         return clipped(tensors, received, self._budget.clip)
 
-    def release(self, mean: Mapping[str, Tensor], num_updates: int) -> dict[str, Tensor]:
-        """The mean of clipped updates with its noise. It must not leave this process before ``keep``.
+    def release(self, mean: Mapping[str, Tensor], received: Mapping[str, Tensor], num_updates: int) -> dict[str, Tensor]:
+        """The state after a round, with its noise. It must not leave this process before ``keep``.
 
         Args:
-            mean: by name, float64.
-            num_updates: in it, all with one weight.
+            mean: of the clipped updates, by name, float64.
+            received: what the sites started the round from.
+            num_updates: in the mean, all with one weight.
         """
         self.require_budget()
-        deviation = compute_stdv(self.noise_multiplier, self._budget.clip, min(self._quorum, num_updates))
+        deviation = compute_stdv(self.noise_multiplier, self._budget.clip, self._sites)
+        share = num_updates / self._sites
         self._accountant.compose(self._event)
         log.info("privacy spent: epsilon %.4f of %g at delta %g", self.spent["epsilon"], self._budget.epsilon, self._budget.delta)
-        return {name: tensor + torch.from_numpy(gaussian_noise(tuple(tensor.shape), deviation)) for name, tensor in sorted(mean.items())}
+        return {name: self._noisy(tensor, received[name].double(), share, deviation) for name, tensor in sorted(mean.items())}
+
+    @staticmethod
+    def _noisy(mean: Tensor, received: Tensor, share: float, deviation: float) -> Tensor:
+        return received + share * (mean - received) + torch.from_numpy(gaussian_noise(tuple(mean.shape), deviation))
 
     def keep(self) -> None:
         """Writes the ledger: what was released so far may leave. A model that was lost before told nobody anything, and is not in it."""
@@ -122,7 +129,7 @@ class PrivateRounds:
             "budget": self._budget.epsilon,
             "clip": self._budget.clip,
             "noise_multiplier": self.noise_multiplier,
-            "quorum": self._quorum,
+            "sites": self._sites,
             "releases": spent.num_releases,
         }
 
@@ -137,6 +144,25 @@ class PrivateRounds:
             raise FedsamError(
                 "the privacy ledger of this run cannot be used", path=self._path, found=str(error), fix=_LEDGER_FIX
             ) from error
+
+
+def spent_before(folder: Path) -> float | None:
+    """The epsilon that an earlier run in this folder spent, by its ledger; ``None`` without one.
+
+    Raises:
+        FedsamError: the ledger cannot be read.
+    """
+    if not (folder / LEDGER_FILE).exists():
+        return None
+    try:
+        return float(read_json(folder / LEDGER_FILE)["spent"]["epsilon"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FedsamError(
+            "the privacy ledger of the run before cannot be used",
+            path=folder / LEDGER_FILE,
+            found=str(error),
+            fix="keep the file elsewhere: it says what these sites have spent; then --overwrite again",
+        ) from error
 
 
 def noise_multiplier(budget: PrivacyBudget, rounds: int, sites: int) -> float:
@@ -172,8 +198,7 @@ def gaussian_noise(shape: tuple[int, ...], deviation: float) -> NDArray[np.float
     count = math.prod(shape)
     bits = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(11)
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
-    noise: NDArray[np.float64] = ndtri(uniform).reshape(shape) * deviation
-    return noise
+    return np.asarray(ndtri(uniform).reshape(shape) * deviation, np.float64)  # of no axes, too
 
 
 def _accountant(budget: PrivacyBudget, sites: int) -> Any:

@@ -256,7 +256,7 @@ class RoundLoop:
             if fault is not None:
                 raise UpdateRefused(fault)
             if kind == TRAIN_ROUND:
-                self._take(reply, message.content)
+                self._take(reply, message.content, int(sent["round"]))  # type: ignore[arg-type]
         except UpdateRefused as error:
             what = "update" if kind == TRAIN_ROUND else "answer"
             log.warning("the %s of %s was refused, the round goes on without it: %s", what, reply.site, error)
@@ -274,7 +274,7 @@ class RoundLoop:
             raise kind(f"two nodes answer for the same site, {site}, or one for two")
         return site
 
-    def _take(self, reply: SiteReply, content: RecordDict) -> None:
+    def _take(self, reply: SiteReply, content: RecordDict, round_number: int) -> None:
         """Decodes and checks an update and hands it on."""
         check_update_numbers(reply)
         if self._encrypted is not None:
@@ -286,7 +286,7 @@ class RoundLoop:
         payload = from_record(content.array_records[PAYLOAD])
         reply.bytes_after = len(payload)
         tensors = decode(payload, self._downlink.held, self._manifest)
-        self._plan.bound.check(tensors, self._downlink.held)
+        self._plan.bound(round_number).check(tensors, self._downlink.held)
         reply.decode_seconds = time.perf_counter() - started
         reply.num_tensors = len(tensors)
         self._aggregator.add(reply.site, tensors, int(reply.metrics[NUM_EXAMPLES]))

@@ -5,8 +5,9 @@ from typing import Any
 
 from fedsam_pipeline.evaluation.summary import SiteDice
 from fedsam_pipeline.federation.update_bounds import UpdateBound
+from fedsam_pipeline.flower.reach import update_bound
 from fedsam_pipeline.specs.manifest import Wire
-from fedsam_pipeline.specs.recipe import OptimizerRecipe, Weighting
+from fedsam_pipeline.specs.recipe import Recipe, Weighting
 from fedsam_pipeline.training.local_trainer import RunSchedule
 
 
@@ -21,7 +22,7 @@ class RoundPlan:
         agreement: hashes of plan, recipe and base weights.
         sites: names of all; nobody else may answer.
         class_names: of what is scored, in order: the regions, or else the foreground classes.
-        optimizer: of the sites; it says how far an update can be from what they received.
+        recipe: of the run; its optimizer and schedule say how far an update can be from what the sites received.
         min_sites: whose updates a round needs; it goes on without the others. ``None``: all must answer, and only what is refused may lack.
         timeout: seconds to wait for each site's answer once it is asked, and for enough sites to be there; ``None`` waits for all.
         wire: how states and updates travel.
@@ -35,17 +36,16 @@ class RoundPlan:
     agreement: dict[str, str]
     sites: tuple[str, ...]
     class_names: tuple[str, ...]
-    optimizer: OptimizerRecipe
+    recipe: Recipe
     min_sites: int | None = None
     timeout: float | None = None
     wire: Wire = "fp32"
     window: int | None = None
     encrypted: Weighting | None = None
 
-    @property
-    def bound(self) -> UpdateBound:
-        """Of an update."""
-        return UpdateBound(self.optimizer, self.schedule.peak_learning_rate, self.schedule.local_steps)
+    def bound(self, round_number: int) -> UpdateBound:
+        """Of an update of this round."""
+        return update_bound(self.recipe, self.schedule, self.wire, round_number)
 
     @property
     def quorum(self) -> int:

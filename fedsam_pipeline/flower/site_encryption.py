@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from fedsam_pipeline.federation.encrypted_sums import SiteCipher
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.federation.weighting import site_weights
+from fedsam_pipeline.files import read_json, write_json
 from fedsam_pipeline.flower.messages import (
     DECRYPT_SECONDS,
     DECRYPTED,
@@ -21,6 +23,8 @@ from fedsam_pipeline.flower.messages import (
 )
 from fedsam_pipeline.flower.site_worker import SiteSetup
 
+NOTE_FILE = "encrypted_update.json"
+"""in a site's folder: the last round that it sent an encrypted update in"""
 LEAST_PARTS = 2
 """the sum of one update is that update"""
 
@@ -54,8 +58,16 @@ def encrypting_sites(config: ConfigRecord, setup: SiteSetup) -> int:
     return _at_least_two(asked, ENCRYPTED_SITES)
 
 
-def encrypted_update(tensors: dict[str, Tensor], received: dict[str, Tensor], setup: SiteSetup, sites: int) -> tuple[ArrayRecord, float]:
-    """What a site adds to the sum, and the seconds it took; arguments as for ``SiteCipher.encrypt``.
+def encrypted_update(
+    tensors: dict[str, Tensor], received: dict[str, Tensor], config: ConfigRecord, setup: SiteSetup, sites: int
+) -> tuple[ArrayRecord, float]:
+    """What a site adds to the sum, and the seconds it took. The site notes that it did.
+
+    Args:
+        tensors, received: as for ``SiteCipher.encrypt``.
+        config: of the message.
+        setup: of the site.
+        sites: whose parts must fit into one sum.
 
     Raises:
         FedsamError: the key cannot be used.
@@ -67,6 +79,8 @@ def encrypted_update(tensors: dict[str, Tensor], received: dict[str, Tensor], se
         raise UpdateRefused("weighting by validation: an encrypted update is weighted by this site, by its cases or by 1")
     weight = site_weights(weighting, {setup.site: len(setup.train_cases)})[setup.site]
     payload = SiteCipher.load(_key_file(setup)).encrypt(tensors, received, weight, sites)
+    values = sum(tensor.numel() for tensor in tensors.values())
+    write_json(setup.state_folder / NOTE_FILE, {"schema_version": 1, **_of_round(config), "values": values})
     return to_record(payload), time.perf_counter() - started
 
 
@@ -75,7 +89,8 @@ def decrypted_sum(content: RecordDict, config: ConfigRecord, setup: SiteSetup) -
 
     Raises:
         KeyMissing: this site has no key.
-        SumRefused: the message says that fewer than two updates are in it, or the sum is of another number, or of different keys.
+        SumRefused: the message says that fewer than two updates are in it, this site has no part in it, or the sum is of another number of
+            parts or values, or of different keys.
         UpdateRefused: it holds no sum.
     """
     started = time.perf_counter()
@@ -83,11 +98,19 @@ def decrypted_sum(content: RecordDict, config: ConfigRecord, setup: SiteSetup) -
     told = _at_least_two(config.get(PARTS), PARTS)
     if ENCRYPTED not in content.array_records:
         raise UpdateRefused(f"the message comes without {ENCRYPTED}")
+    note = setup.state_folder / NOTE_FILE
+    own: dict[str, Any] = read_json(note) if note.exists() else {}
+    if any(own.get(key) != value for key, value in _of_round(config).items()):
+        raise SumRefused("this site has no part in that sum: it decrypts those of its own last round alone")
     values, parts = SiteCipher.load(path).decrypt(from_record(content.array_records[ENCRYPTED]))
-    if parts != told:
-        raise SumRefused("it is no sum of so many parts, or the sites do not all hold the same key")
+    if parts != told or len(values) != own["values"]:
+        raise SumRefused("it is no sum of so many parts, one part was made up, or the sites do not all hold the same key")
     seconds = time.perf_counter() - started
     return ArrayRecord({DECRYPTED: Array(values)}), MetricRecord({NUM_EXAMPLES: 0, DECRYPT_SECONDS: seconds})
+
+
+def _of_round(config: ConfigRecord) -> dict[str, str]:
+    return {key: str(config.get(key)) for key in ("run_id", "round")}
 
 
 def _key_file(setup: SiteSetup) -> Path:

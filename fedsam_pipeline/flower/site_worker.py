@@ -20,16 +20,18 @@ from fedsam_pipeline.federation.codec.coding import Encoded, decode, encode
 from fedsam_pipeline.federation.lora_aggregation.methods import REBASING
 from fedsam_pipeline.federation.lora_aggregation.pairs import factor_kind
 from fedsam_pipeline.federation.lora_aggregation.rolora import frozen_in
-from fedsam_pipeline.federation.update_bounds import UpdateBound, stays_between
+from fedsam_pipeline.federation.update_bounds import stays_between
+from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.files import write_json
 from fedsam_pipeline.flower.clipping import clipped
 from fedsam_pipeline.flower.kept_masks import KeptMasks
+from fedsam_pipeline.flower.reach import state_bound
+from fedsam_pipeline.flower.worker_model import worker_model
 from fedsam_pipeline.inference.ensemble import stream_ensemble
 from fedsam_pipeline.inference.view_predictors import view_predictors
-from fedsam_pipeline.model.build import AdaptedModel, ModelSetup
-from fedsam_pipeline.model.cast_linear import settle_frozen
+from fedsam_pipeline.model.build import ModelSetup
 from fedsam_pipeline.model.compilation import compile_encoder, uncompiled
-from fedsam_pipeline.model.device import allow_tf32, autocast_dtype
+from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.lora import merged_lora
 from fedsam_pipeline.model.lora_residuals import folded_residuals
 from fedsam_pipeline.model.trained_files import write_adapter, write_documents
@@ -104,31 +106,12 @@ class SiteSetup:
         return LabelScheme(dict(by_value), regions=self.regions)
 
 
-_models: dict[tuple[str, ...], tuple[AdaptedModel, dict[str, Tensor]]] = {}
-"""The model of this process, and its trained tensors at round 0"""
-
-
-def worker_model(setup: SiteSetup) -> tuple[AdaptedModel, dict[str, Tensor]]:
-    """The model of this process, built once however many rounds and sites it serves, and a copy of its trained tensors at round 0."""
-    key = (*setup.model.agreement().values(), setup.device, str(setup.compiled))
-    if key not in _models:
-        _models.clear()
-        adapted = setup.model.build()
-        device = torch.device(setup.device)
-        adapted.model.to(device)
-        settle_frozen(adapted.model, autocast_dtype(device))
-        allow_tf32(device)
-        _models[key] = adapted, {name: tensor.cpu().clone() for name, tensor in adapted.trained_tensors().items()}
-        log.info("built %s", setup.model.plans.base_model)
-    return _models[key]
-
-
 class SiteWorker:
     """One site at one message. All that outlives the message is on the site's disk."""
 
     def __init__(self, setup: SiteSetup) -> None:
         self._setup = setup
-        self._adapted, self._initial = worker_model(setup)
+        self._adapted, self._initial = worker_model(setup.model, setup.device, compiled=setup.compiled)
         self._store = CaseStore(setup.store_folder)
         self._states = CheckpointSeries(setup.state_folder, "state_r", KEPT_AT_SITE)
         self._loaded: tuple[int, dict[str, Tensor]] | None = None
@@ -168,11 +151,13 @@ class SiteWorker:
             UpdateRefused: the manifest does not allow what came.
         """
         started = time.perf_counter()
+        if folded and (rounds_done == 0 or self._setup.model.recipe.aggregation.lora_method != "fedex"):
+            raise UpdateRefused("residuals for the base weights, where no FedEx-LoRA can have made any")
         tensors = decode(payload, self.held(rounds_done), self.manifest)
         self.take(tensors, {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in folded.items()})
         return time.perf_counter() - started
 
-    def check_received(self, schedule: RunSchedule, rounds_done: int, *, noisy: bool = False) -> None:
+    def check_received(self, schedule: RunSchedule, wire: Wire, rounds_done: int, *, noisy: bool = False) -> None:
         """Refuses a state that no run of this schedule can have reached after so many rounds. Before the first it must be the one that this
         site builds itself. ``noisy``: noise was added to it on purpose, which has no bound.
 
@@ -181,8 +166,7 @@ class SiteWorker:
         """
         recipe = self._setup.model.recipe
         if rounds_done == 0 or (stays_between(recipe.aggregation) and not noisy):
-            bound = UpdateBound(recipe.optimizer, schedule.peak_learning_rate, schedule.local_steps)
-            bound.check(self._received, self._initial, rounds=rounds_done)
+            state_bound(recipe, schedule, wire, rounds_done).check(self._received, self._initial)
 
     def take(self, tensors: dict[str, Tensor], residuals: dict[str, Tensor]) -> None:
         """Trains and scores from these tensors, with these residuals of FedEx-LoRA folded into the base weights."""

@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fedsam_pipeline.federation.codec.downlink import Downlink
 from fedsam_pipeline.files import locked_folder, make_folder, read_json, write_json
 from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.named_grid import NamedGrid
-from fedsam_pipeline.flower.private_rounds import LEDGER_FILE, PrivateRounds
+from fedsam_pipeline.flower.private_rounds import LEDGER_FILE, PrivateRounds, spent_before
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.round_loop import RoundLoop
 from fedsam_pipeline.flower.rounds import FinalScores, RoundPlan, RoundRecord
@@ -50,7 +50,7 @@ USERS_CODES = {
     "bad_input": "mend what that log names, then --c",
     "encryption_key_missing": "train without --encrypt, or give every site the common key: fedsam_site_kit encrypt FOLDER, there",
     "encryption_required": "train with --encrypt: this site's updates leave it in no other way",
-    "sum_refused": "put the same key at every site, then --c",
+    "sum_refused": "put the same key at every site, then --c; if they have it, one of them sends what is no update",
     "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
 }
 """What a user can do about a site's failure, by its code; any other is internal"""
@@ -155,6 +155,8 @@ class TrainingRun:
 
     def _clear(self) -> None:
         """Removes what an earlier run left, the trained model first."""
+        if (spent := spent_before(self._folder)) is not None:
+            log.warning("the run before spent epsilon %.4g on these sites; it is forgotten here, and counts all the same", spent)
         for name in (
             BUNDLE_FILE,
             ADAPTER_FILE,
@@ -262,16 +264,17 @@ class TrainingRun:
             log.info("continuing after round %d", rounds_done)
         if private is not None:
             private.require_ledger(rounds_done)
+            self.state["privacy_spent"] = private.spent
         self._records.forget_after(rounds_done)
         self._first_round = rounds_done + 1
         plan = RoundPlan(
             run_id=self.state["run_id"],
-            schedule=setup.schedule,
+            schedule=replace(setup.schedule, seed=secrets.randbelow(1 << 31)) if setup.encrypt else setup.schedule,
             val_every=setup.val_every,
             agreement=setup.model.agreement(),
             sites=setup.site_names,
             class_names=self._names,
-            optimizer=setup.model.recipe.optimizer,
+            recipe=setup.model.recipe,
             min_sites=setup.min_sites,
             timeout=setup.round_timeout,
             wire=setup.model.recipe.aggregation.wire,
@@ -301,7 +304,7 @@ class TrainingRun:
         setup = self._setup
         if setup.privacy is None:
             return None
-        return PrivateRounds(self._folder, setup.privacy, rounds=setup.schedule.rounds, sites=len(setup.site_names), quorum=setup.quorum)
+        return PrivateRounds(self._folder, setup.privacy, rounds=setup.schedule.rounds, sites=len(setup.site_names))
 
     def _choose_postprocessing(self, grid: Grid, plan: RoundPlan, heads: AuditHeads, stop: threading.Event) -> None:
         """For the whole run, from the validation cases of all folds that are trained by now."""
@@ -327,7 +330,7 @@ class TrainingRun:
             self._records.add_progress(record.progress)
             self._records.add_traffic(record.communication)
             self._watch_memory()
-            self.state["privacy_spent"] = record.progress["privacy"]
+            self._save_state(privacy_spent=record.progress["privacy"])  # now: a killed run has spent it, too
             losses = [site["loss"] for site in record.progress["sites"].values()]
             loss = sum(losses) / len(losses)
             dice = record.progress["dice"]

@@ -183,7 +183,7 @@ class _ProbeRun:
             agreement=setup.model.agreement(),
             sites=tuple(site.site for site in setup.sites),
             class_names=tuple(setup.sites[0].labels.scored),
-            optimizer=setup.model.recipe.optimizer,
+            recipe=setup.model.recipe,
             wire=aggregation.wire,
             window=setup.workers + 1,
         )

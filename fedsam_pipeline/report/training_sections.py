@@ -146,8 +146,11 @@ def privacy_section(files: RunFiles, fingerprint: Fingerprint | None, why_unknow
 
 
 def _in_plain(run: Mapping[str, Any]) -> str:
-    if (spent := run.get("privacy_spent")) is None:
+    spent = run.get("privacy_spent")
+    if run.get("privacy") is None:
         noise = "no noise was added, so there is no differential privacy."
+    elif spent is None:
+        noise = "the model of each round gets noise (differential privacy of sites); none has been made yet."
     else:
         noise = (
             f"the model of each round had noise. Differential privacy of sites: {PrivacySpent.from_dict(spent)}, of a budget of "

@@ -9,7 +9,8 @@ class PrivacyBudget:
     """What ``--dp_epsilon``, ``--dp_delta`` and ``--dp_clip`` ask for.
 
     Attributes:
-        epsilon, delta: of the whole run (Dwork & Roth, 2014, definition 2.4); neighbours differ in whether one site's updates count.
+        epsilon, delta: of the whole run (Dwork & Roth, 2014, definition 2.4); neighbours differ in whether one site's updates are in the
+            sums.
         clip: largest norm (L2, over all tensors that travel) of a site's update in one round.
     """
 

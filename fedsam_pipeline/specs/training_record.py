@@ -56,7 +56,7 @@ class PrivacySpent(Document):
     budget: PositiveFloat
     clip: PositiveFloat
     noise_multiplier: PositiveFloat
-    quorum: PositiveInt
+    sites: PositiveInt
     releases: NonNegativeInt
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ class TrainingRecord(Document):
                 "bytes_up": None if traffic is None else traffic[0],
                 "bytes_down": None if traffic is None else traffic[1],
                 "validation": None if final is None else ValidationScore.from_summary(final, floor),
-                "privacy": run.get("privacy_spent"),
+                "privacy": run["privacy_spent"] if run.get("privacy") is not None else None,
             },
             path=path,
             fix="export the folder as fedsam_train_federated wrote it",

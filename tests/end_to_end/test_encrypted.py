@@ -9,6 +9,7 @@ import torch
 
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
 from fedsam_pipeline.entrypoints import plan_and_preprocess, train_federated
+from fedsam_pipeline.flower.round_loop import RoundLoop
 from fedsam_pipeline.flower.site_worker import SiteSetup
 from fedsam_pipeline.model.trained_files import load_tensors
 
@@ -38,7 +39,8 @@ def load(name: str, fold: Path = FOLD) -> Any:
     return json.loads((fold / name).read_text(encoding="utf-8"))
 
 
-def test_the_trained_model_is_the_one_of_a_plain_run(planned: list[SiteSetup]) -> None:
+def test_the_trained_model_is_the_one_of_a_plain_run(planned: list[SiteSetup], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsam_pipeline.pipeline.train.secrets.randbelow", lambda _most: 0)  # as --seed 0, which a plain run has
     assert train() == 0
     plain, scores = load_tensors(PLAIN / "adapter.safetensors"), load("validation/summary.json", PLAIN)
     assert load("run.json", PLAIN)["encrypt"] is False and not list(RUNS.rglob(KEY.name))
@@ -79,3 +81,20 @@ def test_what_is_refused_before_round_1(planned: list[SiteSetup], capsys: pytest
         assert train("--encrypt", *flags.split()) == 2, flags
         assert says in capsys.readouterr().err
     assert not planned and not RUNS.exists()
+
+
+def test_an_encrypted_run_trains_on_other_slabs_each_time(planned: list[SiteSetup], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the sums of a round that was done again without a site, or of another run with the same seed, would differ by its update."""
+    seeds: list[int] = []
+    real = RoundLoop.run
+
+    def run(self: RoundLoop, *arguments: Any) -> Any:
+        seeds.append(self._plan.schedule.seed)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(RoundLoop, "run", run)
+    assert train() == 0
+    assert train("--encrypt") == 0
+    assert train("--encrypt", "--overwrite") == 0
+    assert seeds[0] == 0 and len(set(seeds)) == 3
+    assert load("run.json")["seed"] == 0

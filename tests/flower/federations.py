@@ -98,7 +98,7 @@ class Federation:
             self.setups[0].model.agreement(),
             tuple(sites),
             ("organ", "lesion"),
-            self.setups[0].model.recipe.optimizer,
+            self.setups[0].model.recipe,
             min_sites,
             None if min_sites is None else 0.5,
             wire,
@@ -107,7 +107,7 @@ class Federation:
         downlink = Downlink(wire, start(self.adapted))
         private = None
         if budget is not None:
-            private = PrivateRounds(folder, budget, rounds=SCHEDULE.rounds, sites=len(sites), quorum=plan.quorum)
+            private = PrivateRounds(folder, budget, rounds=SCHEDULE.rounds, sites=len(sites))
         self.aggregator = Aggregator(self.setups[0].model.recipe.aggregation, plan.quorum, private)
         self.loop = RoundLoop(
             self.grid, self.aggregator, plan, self.adapted.manifest, self.checkpoints, downlink, self.records.append, self.heads

@@ -11,7 +11,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from fedsam_pipeline.federation.encrypted_sums import SiteCipher, make_key, write_key
+from fedsam_pipeline.federation.encrypted_sums import EncryptedSum, SiteCipher, make_key, write_key
 from fedsam_pipeline.federation.updates import UpdateRefused
 from fedsam_pipeline.flower import client_app, site_encryption
 from fedsam_pipeline.flower.encrypted_round import EncryptedRound
@@ -30,10 +30,12 @@ from fedsam_pipeline.flower.messages import (
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.site_encryption import encrypted_update
 from fedsam_pipeline.flower.site_worker import SiteWorker
+from fedsam_pipeline.pipeline.site_folders import clear_site
 from fedsam_pipeline.specs.recipe import Recipe, Weighting, load_recipe
 from tests.flower.federations import Federation, assert_equal, start
 
 TWO = {"site_a": 3, "site_b": 2}
+ROUND = ConfigRecord({"run_id": "run", "round": 1})
 
 
 def with_aggregation(**values: object) -> Recipe:
@@ -197,7 +199,7 @@ def test_a_site_does_not_weigh_by_validation(tmp_path: Path) -> None:
     federation = Federation(tmp_path, TWO, recipe=with_aggregation(weighting="validation"), encrypted="size")
     tensors = start(federation.adapted)
     with pytest.raises(UpdateRefused, match="weighting by validation"):
-        encrypted_update(tensors, tensors, federation.setups[0], 2)
+        encrypted_update(tensors, tensors, ROUND, federation.setups[0], 2)
 
 
 # answers that the server refuses
@@ -366,6 +368,30 @@ def test_sites_that_do_not_hold_the_same_key(tmp_path: Path) -> None:
 def test_a_single_update_does_not_pass_for_a_sum(tmp_path: Path) -> None:
     federation = Federation(tmp_path, TWO, encrypted="size")
     setup, zeros = federation.setups[0], {"a": torch.zeros(3)}
-    part, _ = encrypted_update({"a": torch.ones(3)}, zeros, setup, 2)
+    part, _ = encrypted_update({"a": torch.ones(3)}, zeros, ROUND, setup, 2)
     with pytest.raises(site_encryption.SumRefused, match="no sum of so many parts"):
-        site_encryption.decrypted_sum(RecordDict({ENCRYPTED: part}), ConfigRecord({PARTS: 2}), setup)
+        site_encryption.decrypted_sum(RecordDict({ENCRYPTED: part}), ConfigRecord({**ROUND, PARTS: 2}), setup)
+
+
+def test_a_site_decrypts_sums_of_its_own_last_round_alone(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, TWO, encrypted="size")
+    first, second = federation.setups
+    zeros = {"a": torch.zeros(3)}
+    parts = [encrypted_update({"a": torch.ones(3)}, zeros, ROUND, setup, 2)[0] for setup in federation.setups]
+    both = EncryptedSum(3)
+    for part in parts:
+        both.add(from_record(part))
+    content = RecordDict({ENCRYPTED: to_record(both.payload())})
+    site_encryption.decrypted_sum(content, ConfigRecord({**ROUND, PARTS: 2}), first)
+    for other in ({"round": 2}, {"run_id": "another"}):
+        with pytest.raises(site_encryption.SumRefused, match="no part in that sum"):
+            site_encryption.decrypted_sum(content, ConfigRecord({**ROUND, **other, PARTS: 2}), first)
+    clear_site(second.state_folder)
+    with pytest.raises(site_encryption.SumRefused, match="no part in that sum"):
+        site_encryption.decrypted_sum(content, ConfigRecord({**ROUND, PARTS: 2}), second)
+    more = EncryptedSum(4)
+    for setup in federation.setups:
+        more.add(from_record(encrypted_update({"a": torch.ones(4)}, {"a": torch.zeros(4)}, ROUND, setup, 2)[0]))
+    encrypted_update({"a": torch.ones(3)}, zeros, ROUND, first, 2)
+    with pytest.raises(site_encryption.SumRefused, match="no sum of so many parts"):
+        site_encryption.decrypted_sum(RecordDict({ENCRYPTED: to_record(more.payload())}), ConfigRecord({**ROUND, PARTS: 2}), first)

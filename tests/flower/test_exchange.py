@@ -16,7 +16,7 @@ from ray import cloudpickle
 from fedsam_pipeline.federation.streaming import WeightedMean
 from fedsam_pipeline.flower.client_app import make_client_app
 from fedsam_pipeline.flower.exchange import answers
-from fedsam_pipeline.flower.site_worker import worker_model
+from fedsam_pipeline.flower.worker_model import worker_model
 from tests.flower.federations import Federation, assert_equal, setups
 from tests.flower.grids import DirectGrid
 
@@ -98,7 +98,7 @@ def federation_start(federation: Federation) -> dict[str, torch.Tensor]:
 
 def test_no_weights_go_to_a_worker_with_a_message(tmp_path: Path) -> None:
     sites = setups(tmp_path)
-    adapted, _ = worker_model(sites[0])
+    adapted, _ = worker_model(sites[0].model, sites[0].device, compiled=sites[0].compiled)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
     app = make_client_app(lambda context, _content: sites[int(context.node_config["partition-id"])])
     assert len(cloudpickle.dumps(app)) < weights / 4  # type: ignore[no-untyped-call]

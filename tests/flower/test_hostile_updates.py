@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import ConfigRecord
 
 from fedsam_pipeline.federation.codec.coding import encode
 from fedsam_pipeline.federation.update_bounds import UpdateBound
+from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.replies import SiteFailed
 from fedsam_pipeline.flower.site_worker import SiteWorker
 from fedsam_pipeline.specs.recipe import Recipe, load_recipe
@@ -60,7 +62,7 @@ def test_an_update_a_thousand_times_too_large_is_refused_and_the_model_is_that_o
     assert_equal(federation.run(), expected)
     for record in federation.records:
         assert list(record.progress["refused"]) == [HOSTILE]
-        assert "times farther from where it began than 1 rounds" in record.progress["refused"][HOSTILE]
+        assert "times farther from where it began than training" in record.progress["refused"][HOSTILE]
     assert f"the update of {HOSTILE} was refused, the round goes on without it" in caplog.text
 
 
@@ -91,7 +93,7 @@ def test_sites_refuse_a_first_state_that_they_cannot_build_themselves(tmp_path: 
     with pytest.raises(SiteFailed, match="reports update_refused"):
         federation.loop.run(crafted, 0)
     log = (federation.setups[0].state_folder / "logs" / "site.log").read_text(encoding="utf-8")
-    assert "times farther from where it began than no step can bring it" in log
+    assert "times farther from where it began than training can have brought it" in log
 
 
 @pytest.mark.parametrize(("strategy", "refused"), [("fedmedian", True), ("fedadam", False)])
@@ -122,3 +124,23 @@ def test_a_schedule_that_bounds_nothing_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(federation.loop, "_config", config)
     with pytest.raises(SiteFailed, match="reports agreement_broken"):
         federation.run()
+
+
+@pytest.mark.parametrize("key", ["dp_clip", "proximal-mu"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_numbers_that_mean_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float) -> None:
+    federation = Federation(tmp_path)
+    real = federation.loop._config
+    monkeypatch.setattr(federation.loop, "_config", lambda *arguments, **named: ConfigRecord({**real(*arguments, **named), key: value}))
+    with pytest.raises(SiteFailed, match="reports agreement_broken"):
+        federation.run()
+
+
+def test_base_weights_are_not_changed_by_residuals_that_no_fedex_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would go around all bounds."""
+    federation = Federation(tmp_path, recipe=recipe("fedavg"))
+    monkeypatch.setattr(Aggregator, "residuals", {"image_encoder.x.residual_A_q": torch.full((2, 3), 1e3)})
+    with pytest.raises(SiteFailed, match="reports update_refused"):
+        federation.run()
+    log = (federation.setups[0].state_folder / "logs" / "site.log").read_text(encoding="utf-8")
+    assert "where no FedEx-LoRA can have made any" in log

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsam_pipeline.flower import site_worker
-from fedsam_pipeline.flower.site_worker import SiteWorker, worker_model
+from fedsam_pipeline.flower import worker_model as of_process
+from fedsam_pipeline.flower.site_worker import SiteWorker
+from fedsam_pipeline.flower.worker_model import worker_model
 from fedsam_pipeline.model.lora import lora_layers
 from fedsam_pipeline.specs.recipe import load_recipe
 from fedsam_pipeline.training import local_trainer
@@ -23,7 +24,7 @@ def test_validation_leaves_every_weight_as_it_was_bit_for_bit(tmp_path: Path) ->
     layer, target = name.split(".lora_B_")
     rows, columns = len(tensors[name]), tensors[f"{layer}.lora_A_{target}"].shape[1]
     folded = {f"{layer}.residual_B_{target}": torch.ones(rows, 1), f"{layer}.residual_A_{target}": torch.ones(1, columns)}
-    adapted, _ = worker_model(setup)
+    adapted, _ = worker_model(setup.model, setup.device, compiled=setup.compiled)
     adapted.load_tensors(tensors)
     before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
     for residuals in ({}, folded):
@@ -37,11 +38,11 @@ def test_validation_leaves_every_weight_as_it_was_bit_for_bit(tmp_path: Path) ->
 
 @pytest.mark.parametrize("recipe", ["flap_sam", "late_lora"])
 def test_a_process_that_scores_first_can_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
-    for module in (site_worker, local_trainer):  # as on a machine with units for bfloat16: frozen weights are cast, and the casts kept
+    for module in (of_process, local_trainer):  # as on a machine with units for bfloat16: frozen weights are cast, and the casts kept
         monkeypatch.setattr(module, "autocast_dtype", lambda _device: torch.bfloat16)
     first = Federation(tmp_path, recipe=load_recipe(recipe), val_every=1)
     first.run_until(2)
-    site_worker._models.clear()  # the processes are gone; round 2 scores what it received, then trains
+    of_process._models.clear()  # the processes are gone; round 2 scores what it received, then trains
     second = Federation(tmp_path, recipe=load_recipe(recipe), val_every=1)
     second.run(rounds_done=1)
     assert second.records[0].progress["round"] == 2 and second.records[0].progress["validation"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,3 +111,35 @@ def test_hospitals_are_not_asked_for_what_is_refused(
     assert main(["--superlink", "trial", "-d", NAME, *PRIVATE, "--strategy", "fedavgm", "--weighting", "size"]) == 2
     assert "with differential privacy every site weighs the same" in capsys.readouterr().err
     assert main(["--superlink", "trial", "-d", NAME, *PRIVATE]) == 0
+
+
+def test_a_run_that_was_killed_says_what_it_spent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_arguments: object, **_named: object) -> None:
+        (path,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0/run.json")
+        seen.append(json.loads(path.read_text(encoding="utf-8")))
+        raise SystemExit(9)
+
+    seen: list[dict[str, Any]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsam_pipeline.flower.round_loop.RoundLoop.evaluate", killed)
+        with pytest.raises(SystemExit):
+            main([*PRIVATE, "--rounds", "2"])
+    assert seen[0]["status"] == "running" and seen[0]["privacy_spent"]["releases"] == 2  # on the disk before anything can kill it
+    (fold,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0")
+    (fold / "run.json").write_text(json.dumps(seen[0] | {"privacy_spent": None}), encoding="utf-8")  # and if it were not
+    assert main([*PRIVATE, "--rounds", "2", "--c"]) == 0
+    run = json.loads((fold / "run.json").read_text(encoding="utf-8"))
+    assert run["privacy_spent"] == seen[0]["privacy_spent"]
+    assert report(["-d", "1", "-o", "report.html"]) == 0
+    assert "Differential privacy of sites: epsilon" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_overwriting_a_private_run_says_what_it_spent(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PRIVATE, "--rounds", "1"]) == 0
+    capsys.readouterr()
+    assert main([*PRIVATE, "--rounds", "1", "--overwrite"]) == 0
+    assert "the run before spent epsilon 6 on these sites; it is forgotten here, and counts all the same" in capsys.readouterr().err
+    (ledger,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0/privacy.json")
+    ledger.write_text("{}", encoding="utf-8")
+    assert main([*PRIVATE, "--rounds", "1", "--overwrite"]) == 2
+    assert "the privacy ledger of the run before cannot be used" in capsys.readouterr().err
