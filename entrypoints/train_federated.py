@@ -136,6 +136,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="how long an answer is waited for, and enough sites to be there (default: without end in simulation, 3600 of real sites)",
     )
     parser.add_argument(
+        "--wait_lost",
+        type=positive_float,
+        metavar="SECONDS",
+        help="with --superlink: how long a round waits, before it begins, for sites that took part and are gone, such as one that starts "
+        "again after a power cut; a SuperLink lets it in a minute later (default: not at all)",
+    )
+    parser.add_argument(
         "--dp_epsilon",
         type=positive_float,
         metavar="E",
@@ -187,6 +194,7 @@ def _body(arguments: argparse.Namespace) -> None:
         init=arguments.init,
         min_sites=arguments.min_sites,
         round_timeout=arguments.round_timeout,
+        wait_lost=arguments.wait_lost,
         dp_epsilon=arguments.dp_epsilon,
         dp_delta=arguments.dp_delta,
         dp_clip=arguments.dp_clip,
@@ -196,6 +204,7 @@ def _body(arguments: argparse.Namespace) -> None:
     )
     if arguments.superlink is None:
         refuse_unused({"--sites": arguments.sites}, "--superlink: in simulation they stand in dataset.json")
+        refuse_unused({"--wait_lost": arguments.wait_lost}, "--superlink: simulated sites do not go")
     else:
         submit_federation(arguments.superlink, arguments.d, arguments.sites, request)
         return

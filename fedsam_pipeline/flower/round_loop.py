@@ -97,6 +97,8 @@ class RoundLoop:
         self._manifest, self._checkpoints, self._downlink, self._on_round = manifest, checkpoints, downlink, on_round
         self._heads, self._stop = heads, stop or threading.Event()
         self.clock = WorkClock()
+        self._seen: set[str] = set()
+        """sites that have answered so far"""
         self._took: dict[int, float] = {}
         """node to the seconds of its last answer"""
         self._encrypted: EncryptedRound | None = None
@@ -230,6 +232,7 @@ class RoundLoop:
         replies.sort(key=_site)
         taken, refused = [reply for reply in replies if reply.refused is None], [reply for reply in replies if reply.refused is not None]
         self._strangers |= attendance.strangers
+        self._seen |= {reply.site for reply in replies}
         if not taken and refused:
             raise SiteFailed(f"every answer was refused; {refused[0].site}: {refused[0].refused}")
         attendance.enough(len(taken), missing | _reasons(refused))
@@ -238,7 +241,15 @@ class RoundLoop:
     def _present(self) -> list[int]:
         """The nodes of an exchange: enough of them, and those that have become ready since the last one."""
         number = self._plan.quorum if self._heads.registered else len(self._plan.sites)  # in simulation all come, one by one
-        return wait_for_nodes(self._grid, number, self._stop, self._plan.timeout, self._let_in)
+        nodes = wait_for_nodes(self._grid, number, self._stop, self._plan.timeout, self._let_in)
+        if self._plan.wait_lost == 0 or len(nodes) >= len(self._seen):
+            return nodes
+        log.info("%d of %d sites are there; the others are waited for, %g s at most", len(nodes), len(self._seen), self._plan.wait_lost)
+        try:
+            return wait_for_nodes(self._grid, len(self._seen), self._stop, self._plan.wait_lost, self._let_in)
+        except SiteFailed as error:
+            log.warning("it goes on: %s", error)
+            return wait_for_nodes(self._grid, number, self._stop, self._plan.timeout)
 
     def _let_in(self) -> None:
         strangers, self._strangers = self._strangers, set()

@@ -25,6 +25,7 @@ class RoundPlan:
         recipe: of the run; its optimizer and schedule say how far an update can be from what the sites received.
         min_sites: whose updates a round needs; it goes on without the others. ``None``: all must answer, and only what is refused may lack.
         timeout: seconds to wait for each site's answer once it is asked, and for enough sites to be there; ``None`` waits for all.
+        wait_lost: seconds that an exchange waits, before it begins, for sites that answered earlier and are gone.
         wire: how states and updates travel.
         window: sites that are asked at once, see :func:`answers`; ``None``: all.
         encrypted: the sites encrypt their updates, weighted so, and the server sees their sum alone; ``None``: it sees each.
@@ -42,6 +43,7 @@ class RoundPlan:
     wire: Wire = "fp32"
     window: int | None = None
     encrypted: Weighting | None = None
+    wait_lost: float = 0.0
 
     def bound(self, round_number: int) -> UpdateBound:
         """Of an update of this round."""

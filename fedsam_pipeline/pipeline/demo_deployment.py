@@ -28,8 +28,9 @@ from fedsam_pipeline.pipeline.train_request import TrainRequest, run_place
 from fedsam_pipeline.specs.recipe import load_recipe
 
 NUM_SITES = 3
-ROUNDS = 5
-"""more than show a site missing, so that it is seen back: a SuperLink lets a killed site in again a minute later"""
+ROUNDS = 3
+WAIT_LOST = 180.0
+"""seconds that a round waits for the site that was killed: a SuperLink lets it in again a minute later"""
 CUT_IN = 2
 """the round in which one site is killed"""
 
@@ -78,7 +79,9 @@ def run_demo_deployment(
                 (cache / weights.name).symlink_to(weights.absolute())
         federation.start_all()
         _say(f"3/5 {ROUNDS} rounds over TLS; {sites[-1]} is killed while it trains round {CUT_IN}, and started again")
-        request = TrainRequest(fold="0", rounds=ROUNDS, local_steps=local_steps, val_every=0, round_timeout=round_timeout)
+        request = TrainRequest(
+            fold="0", rounds=ROUNDS, local_steps=local_steps, val_every=0, round_timeout=round_timeout, wait_lost=WAIT_LOST
+        )
         place = Path(DATASET, run_place(load_recipe(request.recipe), request.plans_name, request, "federated"))
         _train(federation, request, base_model, sites[-1], place)
         _say("4/5 the audit trails of the sites, held against what the server knows")
@@ -114,7 +117,7 @@ def _train(federation: LocalFederation, request: TrainRequest, base_model: str, 
 
     command = [str(commands_folder() / "fedsam_train_federated"), "-d", DATASET, "--superlink", FEDERATION, "-m", base_model]
     command += ["-f", request.fold, "--rounds", str(request.rounds), "--local_steps", str(request.local_steps), "--val_every", "0"]
-    command += ["--round_timeout", f"{request.round_timeout:g}"]
+    command += ["--round_timeout", f"{request.round_timeout:g}", "--wait_lost", f"{request.wait_lost:g}"]
     print(f"$ {' '.join(['fedsam_train_federated', *command[1:]])}", flush=True)
     accident = threading.Thread(target=power_cut, daemon=True)
     accident.start()

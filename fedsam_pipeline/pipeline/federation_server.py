@@ -270,6 +270,7 @@ def _setup(
         candidate_volumes=candidate_volumes(fingerprint, load_thresholds().postprocessing.min_volume_shares),
         validated={},
         coverage=planned_coverage(fingerprint, plans),
+        wait_lost=training.wait_lost or 0.0,
         privacy=training.privacy(recipe, schedule.rounds, len(request.sites)),
         encrypt=training.encrypt,
     )

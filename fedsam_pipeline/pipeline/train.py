@@ -277,6 +277,7 @@ class TrainingRun:
             recipe=setup.model.recipe,
             min_sites=setup.min_sites,
             timeout=setup.round_timeout,
+            wait_lost=setup.wait_lost,
             wire=setup.model.recipe.aggregation.wire,
             # one for each worker, and one for the first that is done, unless its time would run while it waits
             window=setup.workers + (setup.round_timeout is None),

@@ -77,6 +77,8 @@ class TrainRequest:
     """whose updates a round needs; ``None``: all in simulation, more than half of real sites"""
     round_timeout: float | None = None
     """seconds; ``None``: any time in simulation, an hour of real sites"""
+    wait_lost: float | None = None
+    """seconds before a round, for sites that were there and are gone; ``None``: none"""
     encrypt: bool = False
     dp_epsilon: float | None = None
     dp_delta: float | None = None
@@ -102,7 +104,7 @@ class RunSetup:
         validated: every site of the federation to its validation cases in all folds.
         held_out: a site outside the federation that the trained model is scored on.
         coverage: for quality control; ``None``: not known.
-        min_sites, round_timeout: see ``RoundPlan``.
+        min_sites, round_timeout, wait_lost: see ``RoundPlan``.
         admit: see ``RoundLoop``.
         privacy: differential privacy of the global model; ``None``: none.
         encrypt: whether the sites encrypt their updates.
@@ -123,6 +125,7 @@ class RunSetup:
     coverage: Coverage | None = None
     min_sites: int | None = None
     round_timeout: float | None = None
+    wait_lost: float = 0.0
     admit: Callable[[Collection[str]], None] | None = None
     privacy: PrivacyBudget | None = None
     encrypt: bool = False

@@ -313,3 +313,36 @@ def test_a_site_that_was_away_or_joined_late_trains_a_round_again_after_the_serv
     assert found.keys() == expected.keys()
     for site, rounds in (("site_b", [1, 3]), ("site_c", [3])):
         assert CheckpointSeries(tmp_path / "cut" / "sites" / site, "state_r").rounds() == rounds
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_round_waits_for_a_site_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, comes_back: bool
+) -> None:
+    federation = faulty(tmp_path, {("site_b", 2): "killed", ("site_b", 3): "away"})
+    monkeypatch.setattr(federation.loop, "_plan", replace(federation.loop._plan, wait_lost=0.3))
+    grid = federation.grid
+    assert isinstance(grid, FaultyGrid)
+    real, looks = grid.get_node_ids, [0]
+
+    def get_node_ids() -> Iterable[int]:
+        looks[0] += grid.round == 3
+        if comes_back and looks[0] == 4:
+            del grid.faults["site_b", 3]
+        return real()
+
+    monkeypatch.setattr(grid, "get_node_ids", get_node_ids)
+    with caplog.at_level("INFO", logger="fedsam_pipeline"):
+        federation.run()
+    assert "2 of 3 sites are there; the others are waited for, 0.3 s at most" in caplog.text
+    assert [sorted(each) for each in missing(federation)] == [[], ["site_b"], [] if comes_back else ["site_b"]]
+    assert ("it goes on: 2 site(s) connected within 0.3 s, 3 are needed" in caplog.text) != comes_back
+
+
+def test_a_site_that_never_came_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = faulty(tmp_path, {("site_b", number): "away" for number in (1, 2, 3)})
+    monkeypatch.setattr(federation.loop, "_plan", replace(federation.loop._plan, wait_lost=600.0))
+    federation.run()
+    assert "waited for" not in caplog.text and all(list(each) == ["site_b"] for each in missing(federation))

@@ -49,6 +49,7 @@ def test_what_makes_no_federation(capsys: pytest.CaptureFixture[str], flags: str
 @pytest.mark.usefixtures("users_folder")
 def test_sites_are_of_no_use_in_simulation(capsys: pytest.CaptureFixture[str]) -> None:
     assert "in simulation they stand in dataset.json" in refused(capsys, "--sites site_a")
+    assert "simulated sites do not go" in refused(capsys, "--wait_lost 60")
 
 
 def test_an_unknown_connection(users_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
