@@ -156,7 +156,7 @@ def _in_plain(run: Mapping[str, Any]) -> str:
             f"the model of each round had noise. Differential privacy of sites: {PrivacySpent.from_dict(spent)}, of a budget of "
             f"{spent['budget']:g}. It covers the trained weights, not losses and scores, nor what the server sees."
         )
-    return f"The server saw each site's update and summed them in the clear; {noise}"
+    return f"The server saw each site's update, and updates were summed in the clear; {noise}"
 
 
 def environment_section(files: RunFiles) -> Section:
