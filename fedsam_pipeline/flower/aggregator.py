@@ -134,7 +134,7 @@ class Aggregator:
         return split_residuals(aggregated)[0]
 
     def keep(self) -> None:
-        """Before the round's result leaves this process, or is written: what it spends of the privacy budget is on the disk then."""
+        """Before the round's result is sent: what it spends of the privacy budget is on the disk then."""
         if self._privacy is not None:
             self._privacy.keep()
 

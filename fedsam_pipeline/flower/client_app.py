@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -66,6 +67,8 @@ from fedsam_pipeline.specs.postprocessing import MaskRule
 from fedsam_pipeline.training.local_trainer import RunSchedule, TrainingDiverged
 
 log = logging.getLogger(__name__)
+MAX_STEPS = 10**7
+"""of a run's schedule, which a site goes through when it judges how far a state can be"""
 MAX_CASES_MID_RUN = 8
 """Validation cases a site scores between rounds; after the last round it scores all"""
 
@@ -182,12 +185,14 @@ def _checked_config(content: RecordDict, setup: SiteSetup) -> ConfigRecord:
 
 def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
-    round_number = int(_number(config, "round"))
+    schedule = _schedule(config)
+    round_number = _whole(config, "round")
     wire = _wire(config)
     sites = encrypting_sites(config, setup)  # before the work that would be for nothing
+    if sites and setup.model.recipe.cache is None:  # features are kept for one seed
+        schedule = replace(schedule, seed=secrets.randbelow(1 << 31))  # the site's own: two sums of a round differ by more than a site
     worker = SiteWorker(setup)
     started = time.perf_counter()  # the model is there
-    schedule = _schedule(config)
     decode_seconds = _receive(content, worker, rounds_done=round_number - 1)
     clip = _clip(config)
     worker.check_received(schedule, wire, round_number - 1, noisy=clip is not None)
@@ -221,11 +226,12 @@ def _train(content: RecordDict, setup: SiteSetup) -> RecordDict:
 
 def _evaluate(content: RecordDict, setup: SiteSetup) -> RecordDict:
     config = _checked_config(content, setup)
+    schedule = _schedule(config)
     worker = SiteWorker(setup)
     started = time.perf_counter()
-    rounds_done = int(_number(config, "round"))
+    rounds_done = _whole(config, "round")
     decode_seconds = _receive(content, worker, rounds_done)
-    worker.check_received(_schedule(config), _wire(config), rounds_done, noisy=_clip(config) is not None)
+    worker.check_received(schedule, _wire(config), rounds_done, noisy=_clip(config) is not None)
     received = time.perf_counter()
     masks = KeptMasks(setup.state_folder) if config[KEEP_MASKS] else None
     personal = bool(worker.manifest.personal)  # then the shared model is the one that is handed on, and its masks are kept
@@ -268,10 +274,19 @@ def _rules(config: ConfigRecord, key: str) -> list[MaskRule]:
 
 
 def _schedule(config: ConfigRecord) -> RunSchedule:
-    rounds, steps, rate = (_number(config, key) for key in ("rounds", "local_steps", "learning_rate"))
-    if not all(0 < value < math.inf for value in (rounds, steps, rate)):
-        raise AgreementBroken(f"{rounds:g} rounds of {steps:g} steps at a learning rate of {rate:g}")
-    return RunSchedule(rounds=int(rounds), local_steps=int(steps), peak_learning_rate=rate, seed=int(_number(config, "seed")))
+    """Of the run, with the message's round in it."""
+    rounds, steps, number = (_whole(config, key) for key in ("rounds", "local_steps", "round"))
+    rate = _number(config, "learning_rate")
+    if not (number <= rounds and rounds * steps <= MAX_STEPS and 0 < rate < math.inf):
+        raise AgreementBroken(f"round {number} of {rounds}, of {steps} steps at a learning rate of {rate:g}")
+    return RunSchedule(rounds=rounds, local_steps=steps, peak_learning_rate=rate, seed=int(_number(config, "seed")))
+
+
+def _whole(config: ConfigRecord, key: str) -> int:
+    value = _number(config, key)
+    if not (1 <= value < math.inf and value == int(value)):
+        raise AgreementBroken(f"{key} is {value:g}, not 1 or more")
+    return int(value)
 
 
 def _clip(config: ConfigRecord) -> float | None:

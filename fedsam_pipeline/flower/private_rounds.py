@@ -51,18 +51,24 @@ class PrivateRounds:
     """
 
     def __init__(self, folder: Path, budget: PrivacyBudget, *, rounds: int, sites: int) -> None:
-        self._path, self._budget, self._sites = folder / LEDGER_FILE, budget, sites
+        self._path, self._budget, self._rounds, self._sites = folder / LEDGER_FILE, budget, rounds, sites
         self.noise_multiplier = noise_multiplier(budget, rounds, sites)
         self._accountant = _accountant(budget, sites)
         if self._path.exists():
             self._restore()
 
     def require_ledger(self, rounds_done: int) -> None:
-        """When a run is continued.
+        """When a run is continued. A checkpoint that was written just before the process died is not in the ledger yet, and now is.
+
+        Args:
+            rounds_done: that there is a checkpoint of.
 
         Raises:
-            FedsamError: the ledger knows of fewer releases than there were rounds.
+            FedsamError: the ledger knows of fewer releases, or of so many that the rounds that are left would exceed the budget.
         """
+        if self._accountant.num_releases == rounds_done - 1:
+            self._accountant.compose(self._event)
+            self.keep()
         if self._accountant.num_releases < rounds_done:
             raise FedsamError(
                 "the privacy ledger of this run lacks releases",
@@ -71,6 +77,8 @@ class PrivateRounds:
                 expected=f"{rounds_done} or more, one a round",
                 fix=_LEDGER_FIX,
             )
+        if rounds_done < self._rounds:
+            self._require(self._rounds - rounds_done)
 
     def require_budget(self) -> None:
         """Before a round is asked for.
@@ -78,12 +86,15 @@ class PrivateRounds:
         Raises:
             FedsamError: its model would exceed the budget.
         """
-        if self._accountant.would_exceed(self._event):
+        self._require(1)
+
+    def _require(self, count: int) -> None:
+        if self._accountant.would_exceed(self._event, count=count):
             spent = self._accountant.get_privacy_spent()
             raise FedsamError(
                 "the privacy budget is spent",
                 path=self._path,
-                found=f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} after {spent.num_releases} releases; one more exceeds it",
+                found=f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} after {spent.num_releases} releases; {count} more exceed it",
                 expected=f"at most {self._budget.epsilon:g}",
                 fix="rounds whose checkpoints were lost were released twice; --overwrite begins anew, and spends a new budget",
             )
@@ -97,7 +108,7 @@ class PrivateRounds:
         return clipped(tensors, received, self._budget.clip)
 
     def release(self, mean: Mapping[str, Tensor], received: Mapping[str, Tensor], num_updates: int) -> dict[str, Tensor]:
-        """The state after a round, with its noise. It must not leave this process before ``keep``.
+        """The state after a round, with its noise. It must not be sent before ``keep``.
 
         Args:
             mean: of the clipped updates, by name, float64.
@@ -116,7 +127,7 @@ class PrivateRounds:
         return received + share * (mean - received) + torch.from_numpy(gaussian_noise(tuple(mean.shape), deviation))
 
     def keep(self) -> None:
-        """Writes the ledger: what was released so far may leave. A model that was lost before told nobody anything, and is not in it."""
+        """Writes the ledger: what was released so far may be sent. A model that was lost before told nobody anything, and is not in it."""
         write_json(self._path, {"schema_version": 1, "spent": self.spent, "accountant": self._accountant.state_dict()})
 
     @property

@@ -1,5 +1,6 @@
 """How far an update, and a state, of a run can be from where it began: its schedule and its wire, and the optimizer's own bound."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 from fedsam_pipeline.federation.update_bounds import CARRIED, UpdateBound
@@ -33,16 +34,17 @@ def state_bound(recipe: Recipe, schedule: RunSchedule, wire: Wire, rounds_done: 
 
 def _bound(recipe: Recipe, schedule: RunSchedule, wire: Wire, first: int, last: int) -> UpdateBound:
     """After all steps of rounds ``first`` to ``last``."""
-    paths = _paths(schedule, recipe.schedule)[:last]
+    seedless = replace(schedule, seed=0)  # rates know no seed, which may be another in every message
+    paths = [_path(seedless, recipe.schedule, number) for number in range(1, last + 1)]
     return UpdateBound(recipe.optimizer, sum(paths[first - 1 :]) + CARRIED[wire] * max(paths, default=0.0))
 
 
-@lru_cache(maxsize=8)
-def _paths(schedule: RunSchedule, shape: ScheduleRecipe) -> tuple[float, ...]:
-    """The learning rates of every round, added up."""
-
-    def rate(round_number: int, step: int) -> float:
-        rounds, steps = schedule.rounds, schedule.local_steps
-        return learning_rate(schedule.peak_learning_rate, shape, round_number=round_number, step=step, rounds=rounds, local_steps=steps)
-
-    return tuple(sum(rate(number, step) for step in range(schedule.local_steps)) for number in range(1, schedule.rounds + 1))
+@lru_cache(maxsize=4096)
+def _path(schedule: RunSchedule, shape: ScheduleRecipe, round_number: int) -> float:
+    """The learning rates of a round's steps, added up."""
+    rounds, steps = schedule.rounds, schedule.local_steps
+    rates = (
+        learning_rate(schedule.peak_learning_rate, shape, round_number=round_number, step=step, rounds=rounds, local_steps=steps)
+        for step in range(steps)
+    )
+    return sum(rates)

@@ -7,7 +7,7 @@ a run continues from any round, and replies are checked before the strategy sees
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from fedsam_pipeline.flower.aggregator import Aggregator
 from fedsam_pipeline.flower.attendance import Attendance
 from fedsam_pipeline.flower.audit import trail_fault
 from fedsam_pipeline.flower.encrypted_round import EncryptedRound, told_to_sites
-from fedsam_pipeline.flower.exchange import answers, wait_for_nodes
+from fedsam_pipeline.flower.exchange import POLL_SECONDS, RunStopped, answers, wait_for_nodes
 from fedsam_pipeline.flower.messages import (
     CONFIG,
     DECODE_SECONDS,
@@ -112,9 +112,9 @@ class RoundLoop:
         for round_number in range(rounds_done + 1, self._plan.schedule.rounds + 1):
             tensors, record = self._round(tensors, round_number)
             self._on_round(record)
-            self._aggregator.keep()
-            # last: a round without a checkpoint is done again, records and all
+            # after the records: a round without a checkpoint is done again, records and all
             self._checkpoints.save(round_number, tensors | self._aggregator.state() | self._downlink.state())
+            self._aggregator.keep()
         return tensors
 
     def evaluate(self, tensors: dict[str, Tensor], *, keep_masks: bool = False) -> FinalScores:
@@ -242,14 +242,18 @@ class RoundLoop:
         """The nodes of an exchange: enough of them, and those that have become ready since the last one."""
         number = self._plan.quorum if self._heads.registered else len(self._plan.sites)  # in simulation all come, one by one
         nodes = wait_for_nodes(self._grid, number, self._stop, self._plan.timeout, self._let_in)
-        if self._plan.wait_lost == 0 or len(nodes) >= len(self._seen):
-            return nodes
-        log.info("%d of %d sites are there; the others are waited for, %g s at most", len(nodes), len(self._seen), self._plan.wait_lost)
-        try:
-            return wait_for_nodes(self._grid, len(self._seen), self._stop, self._plan.wait_lost, self._let_in)
-        except SiteFailed as error:
-            log.warning("it goes on: %s", error)
-            return wait_for_nodes(self._grid, number, self._stop, self._plan.timeout)
+        ends = time.monotonic() + self._plan.wait_lost
+        if self._plan.wait_lost and (gone := self._gone(nodes)):
+            log.info("%s took part and is not there; waiting, %g s at most", ", ".join(sorted(gone)), self._plan.wait_lost)
+            while (gone := self._gone(self._grid.get_node_ids())) and time.monotonic() < ends:
+                if self._stop.wait(POLL_SECONDS):
+                    raise RunStopped(f"the run was stopped while {', '.join(sorted(gone))} was waited for")
+            return wait_for_nodes(self._grid, number, self._stop, self._plan.timeout, self._let_in)
+        return nodes
+
+    def _gone(self, nodes: Iterable[int]) -> set[str]:
+        """Sites that answered earlier and are not among these nodes."""
+        return self._seen - {self._heads.site_of(node) or "" for node in nodes}
 
     def _let_in(self) -> None:
         strangers, self._strangers = self._strangers, set()

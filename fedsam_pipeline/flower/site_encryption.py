@@ -1,5 +1,6 @@
 """Encrypted sums at a site: whether its update is encrypted, its part of the sum, and the sum decrypted for the server."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fedsam_pipeline.flower.messages import (
 from fedsam_pipeline.flower.site_worker import SiteSetup
 
 NOTE_FILE = "encrypted_update.json"
-"""in a site's folder: the last round that it sent an encrypted update in"""
+"""in a site's folder: the last round that it sent an encrypted update in, and the sum of that round that it decrypted"""
 LEAST_PARTS = 2
 """the sum of one update is that update"""
 
@@ -89,8 +90,8 @@ def decrypted_sum(content: RecordDict, config: ConfigRecord, setup: SiteSetup) -
 
     Raises:
         KeyMissing: this site has no key.
-        SumRefused: the message says that fewer than two updates are in it, this site has no part in it, or the sum is of another number of
-            parts or values, or of different keys.
+        SumRefused: the message says that fewer than two updates are in it, this site has no part in it or has decrypted another of the
+            round, or the sum is of another number of parts or values, or of different keys.
         UpdateRefused: it holds no sum.
     """
     started = time.perf_counter()
@@ -102,9 +103,14 @@ def decrypted_sum(content: RecordDict, config: ConfigRecord, setup: SiteSetup) -
     own: dict[str, Any] = read_json(note) if note.exists() else {}
     if any(own.get(key) != value for key, value in _of_round(config).items()):
         raise SumRefused("this site has no part in that sum: it decrypts those of its own last round alone")
-    values, parts = SiteCipher.load(path).decrypt(from_record(content.array_records[ENCRYPTED]))
+    payload = from_record(content.array_records[ENCRYPTED])
+    digest = hashlib.sha256(payload).hexdigest()
+    if own.setdefault("decrypted_sha256", digest) != digest:
+        raise SumRefused("another sum of this round was decrypted here: the difference of the two would be of fewer sites")
+    values, parts = SiteCipher.load(path).decrypt(payload)
     if parts != told or len(values) != own["values"]:
         raise SumRefused("it is no sum of so many parts, one part was made up, or the sites do not all hold the same key")
+    write_json(note, own)
     seconds = time.perf_counter() - started
     return ArrayRecord({DECRYPTED: Array(values)}), MetricRecord({NUM_EXAMPLES: 0, DECRYPT_SECONDS: seconds})
 

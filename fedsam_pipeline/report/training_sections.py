@@ -149,7 +149,7 @@ def _in_plain(run: Mapping[str, Any]) -> str:
     spent = run.get("privacy_spent")
     if run.get("privacy") is None:
         noise = "no noise was added, so there is no differential privacy."
-    elif spent is None:
+    elif not spent or not spent["releases"]:
         noise = "the model of each round gets noise (differential privacy of sites); none has been made yet."
     else:
         noise = (

@@ -40,7 +40,7 @@ def load(name: str, fold: Path = FOLD) -> Any:
 
 
 def test_the_trained_model_is_the_one_of_a_plain_run(planned: list[SiteSetup], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsam_pipeline.pipeline.train.secrets.randbelow", lambda _most: 0)  # as --seed 0, which a plain run has
+    monkeypatch.setattr("secrets.randbelow", lambda _most: 0)  # as --seed 0, which a plain run has
     assert train() == 0
     plain, scores = load_tensors(PLAIN / "adapter.safetensors"), load("validation/summary.json", PLAIN)
     assert load("run.json", PLAIN)["encrypt"] is False and not list(RUNS.rglob(KEY.name))

@@ -32,10 +32,17 @@ from fedsam_pipeline.flower.site_encryption import encrypted_update
 from fedsam_pipeline.flower.site_worker import SiteWorker
 from fedsam_pipeline.pipeline.site_folders import clear_site
 from fedsam_pipeline.specs.recipe import Recipe, Weighting, load_recipe
-from tests.flower.federations import Federation, assert_equal, start
+from fedsam_pipeline.training.local_trainer import RunSchedule
+from tests.flower.federations import SCHEDULE, Federation, assert_equal, start
 
 TWO = {"site_a": 3, "site_b": 2}
 ROUND = ConfigRecord({"run_id": "run", "round": 1})
+
+
+@pytest.fixture(autouse=True)
+def same_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites draw the seeds of encrypted rounds themselves; here that of plain ones."""
+    monkeypatch.setattr("secrets.randbelow", lambda _most: SCHEDULE.seed)
 
 
 def with_aggregation(**values: object) -> Recipe:
@@ -386,6 +393,12 @@ def test_a_site_decrypts_sums_of_its_own_last_round_alone(tmp_path: Path) -> Non
     for other in ({"round": 2}, {"run_id": "another"}):
         with pytest.raises(site_encryption.SumRefused, match="no part in that sum"):
             site_encryption.decrypted_sum(content, ConfigRecord({**ROUND, **other, PARTS: 2}), first)
+    site_encryption.decrypted_sum(content, ConfigRecord({**ROUND, PARTS: 2}), first)  # asked again
+    fewer = EncryptedSum(3)
+    for _ in range(2):
+        fewer.add(from_record(parts[0]))
+    with pytest.raises(site_encryption.SumRefused, match="another sum of this round"):
+        site_encryption.decrypted_sum(RecordDict({ENCRYPTED: to_record(fewer.payload())}), ConfigRecord({**ROUND, PARTS: 2}), first)
     clear_site(second.state_folder)
     with pytest.raises(site_encryption.SumRefused, match="no part in that sum"):
         site_encryption.decrypted_sum(content, ConfigRecord({**ROUND, PARTS: 2}), second)
@@ -395,3 +408,21 @@ def test_a_site_decrypts_sums_of_its_own_last_round_alone(tmp_path: Path) -> Non
     encrypted_update({"a": torch.ones(3)}, zeros, ROUND, first, 2)
     with pytest.raises(site_encryption.SumRefused, match="no sum of so many parts"):
         site_encryption.decrypted_sum(RecordDict({ENCRYPTED: to_record(more.payload())}), ConfigRecord({**ROUND, PARTS: 2}), first)
+
+
+def test_a_site_trains_an_encrypted_round_on_slabs_of_its_own_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server cannot have it send the same digits twice, and subtract."""
+    seeds: list[int] = []
+    real = SiteWorker.train
+
+    def train(self: SiteWorker, schedule: RunSchedule, *arguments: Any, **named: Any) -> Any:
+        seeds.append(schedule.seed)
+        return real(self, schedule, *arguments, **named)
+
+    monkeypatch.undo()  # the seeds are drawn again
+    monkeypatch.setattr(SiteWorker, "train", train)
+    Federation(tmp_path / "encrypted", TWO, encrypted="size").run()
+    assert len(set(seeds)) == len(seeds) == 6
+    seeds.clear()
+    Federation(tmp_path / "plain", TWO).run()
+    assert set(seeds) == {SCHEDULE.seed}

@@ -215,6 +215,8 @@ def test_an_interrupted_run_goes_on_with_its_ledger(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         first.run()
     second = federation(tmp_path)
+    assert second.aggregator._privacy is not None
+    second.aggregator._privacy.require_ledger(2)  # as a run does that is continued
     second.run(rounds_done=2)
     assert second.records[-1].progress["privacy"]["releases"] == 3
 
@@ -232,7 +234,7 @@ def test_a_round_that_would_be_released_beyond_the_budget_is_refused(tmp_path: P
     again = federation(tmp_path)
     with pytest.raises(FedsamError, match="the privacy budget is spent") as caught:
         again.run(rounds_done=2)
-    assert "after 3 releases; one more exceeds it" in str(caught.value)
+    assert "after 3 releases; 1 more exceed it" in str(caught.value)
     assert again.grid.sent == []  # no site was asked for its data
 
 
@@ -243,7 +245,7 @@ def private(folder: Path, budget: PrivacyBudget = BUDGET) -> PrivateRounds:
 def test_a_lost_broken_or_foreign_ledger_is_refused(tmp_path: Path) -> None:
     private(tmp_path).require_ledger(0)
     with pytest.raises(FedsamError, match="the privacy ledger of this run lacks releases"):
-        private(tmp_path).require_ledger(1)
+        private(tmp_path).require_ledger(2)
     first = private(tmp_path)
     first.release({"a": torch.zeros(2, dtype=torch.float64)}, {"a": torch.zeros(2)}, 3)
     private(tmp_path).require_ledger(0)  # lost with the process
@@ -258,6 +260,23 @@ def test_a_lost_broken_or_foreign_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / LEDGER_FILE).write_text("not JSON", encoding="utf-8")
     with pytest.raises(FedsamError, match="cannot be read as JSON"):
         private(tmp_path)
+
+
+def test_a_checkpoint_whose_process_died_before_the_ledger_is_counted(tmp_path: Path) -> None:
+    private(tmp_path).require_ledger(1)
+    assert json.loads((tmp_path / LEDGER_FILE).read_text(encoding="utf-8"))["spent"]["releases"] == 1
+    private(tmp_path).require_ledger(2)
+    private(tmp_path).require_ledger(2)
+    assert private(tmp_path).spent["releases"] == 2
+
+
+def test_a_run_that_cannot_be_finished_within_its_budget_is_not_continued(tmp_path: Path) -> None:
+    """Said at once, not after all rounds but the last."""
+    first = private(tmp_path)
+    first.release({"a": torch.zeros(2, dtype=torch.float64)}, {"a": torch.zeros(2)}, 3)
+    first.keep()
+    with pytest.raises(FedsamError, match="after 1 releases; 3 more exceed it"):
+        private(tmp_path).require_ledger(0)  # the checkpoint of round 1 was lost
 
 
 def test_it_says_which_extra_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
