@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
+from tests.pipeline.comparisons import make_planned
 
 NAME = "Dataset001_Demo"
 
@@ -25,3 +26,14 @@ def root(tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"fedsam_{name}", str(tmp_path / name))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dataset, planned for the random tiny model; tests only read it."""
+    folder = tmp_path_factory.mktemp("planned")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            patch.setenv(f"fedsam_{name}", str(folder / name))
+        make_planned(folder)
+    return folder

@@ -14,22 +14,12 @@ from fedsam_pipeline.entrypoints.evaluate import main as evaluate
 from fedsam_pipeline.pipeline.predict import predict
 from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.specs import recipe
-from tests.pipeline.comparisons import NAME, DirectSimulation, make_planned
+from tests.pipeline.comparisons import NAME, DirectSimulation
 
 METHODS = ["lora centralized", "lora federated", "decoder centralized", "decoder federated"]
 FLAGS = ("--recipes", "lora,decoder", "--protocols", "centralized,federated", "--steps", "1")
 RECIPES = Path(recipe.__file__).parents[2] / "plans" / "recipes"
 POOLED, FEDERATED = "centralized__fedavg__seed0", "federated__fedavg__seed0"
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planned")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            patch.setenv(f"fedsam_{name}", str(folder / name))
-        make_planned(folder)
-    return folder
 
 
 @pytest.fixture

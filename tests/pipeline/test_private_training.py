@@ -11,19 +11,9 @@ from fedsam_pipeline.entrypoints.export_model import main as export_model
 from fedsam_pipeline.entrypoints.report import main as report
 from fedsam_pipeline.entrypoints.train_federated import main
 from fedsam_pipeline.model.bundle import load_bundle
-from tests.pipeline.comparisons import NAME, DirectSimulation, make_planned
+from tests.pipeline.comparisons import NAME, DirectSimulation
 
 PRIVATE = ["--dp_epsilon", "6", "--dp_delta", "1e-3", "--dp_clip", "0.5"]
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planned")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            patch.setenv(f"fedsam_{name}", str(folder / name))
-        make_planned(folder)
-    return folder
 
 
 @pytest.fixture
