@@ -303,7 +303,9 @@ def run_place(recipe: Recipe, plans_name: str, request: TrainRequest, group: str
     """
     special = ("-random_encoder" if request.random_encoder else "") + (f"-from_{start[:8]}" if start else "")
     adaptation = f"{recipe.name}{special}__{plans_name}__{request.configuration}"
-    private = ("-encrypted" if request.encrypt else "") + ("" if request.dp_epsilon is None else f"-dp{request.dp_epsilon:g}")
+    private = ("-encrypted" if request.encrypt else "") + (
+        "" if request.dp_epsilon is None else f"-dp{request.dp_epsilon:g}".replace("+", "")
+    )
     return f"{adaptation}/{group}__{_method_name(recipe, request.learning_rate)}{private}__seed{request.seed}/fold_{request.fold}"
 
 

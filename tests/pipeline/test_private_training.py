@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from fedsam_pipeline.dataset.raw_checks import is_safe_name
 from fedsam_pipeline.entrypoints.export_model import main as export_model
 from fedsam_pipeline.entrypoints.report import main as report
 from fedsam_pipeline.entrypoints.train_federated import main
 from fedsam_pipeline.model.bundle import load_bundle
+from fedsam_pipeline.pipeline.train_request import TrainRequest, run_place
+from fedsam_pipeline.specs.recipe import load_recipe
 from tests.pipeline.comparisons import NAME, DirectSimulation
 
 PRIVATE = ["--dp_epsilon", "6", "--dp_delta", "1e-3", "--dp_clip", "0.5"]
@@ -133,3 +136,9 @@ def test_overwriting_a_private_run_says_what_it_spent(root: Path, capsys: pytest
     ledger.write_text("{}", encoding="utf-8")
     assert main([*PRIVATE, "--rounds", "1", "--overwrite"]) == 2
     assert "the privacy ledger of the run before cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 8.0, 1e6, 1e-7])
+def test_the_folder_of_a_private_run_has_a_name_that_a_server_takes(epsilon: float) -> None:
+    place = run_place(load_recipe("default"), "plans", TrainRequest(dp_epsilon=epsilon), "federated")
+    assert all(map(is_safe_name, place.split("/"))) and "-dp" in place
