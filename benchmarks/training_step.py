@@ -14,7 +14,8 @@ on batches that are ready in memory; ours is ``LocalTrainer`` as a site runs it,
 Before anything is timed, both compute logits and gradients of the same images in float32: the exit code is 1 where they differ by more
 than ``TOLERATED`` of their norm. Printed: seconds of a step, images a second, the median ratio of the turns, the peak of memory beyond
 weights, the share of the measured ceiling (operations are counted, those of attention and LoRA included), and how long a step waits for
-its slabs. A line for each mode is appended to benchmarks/results/training_step.jsonl."""
+its slabs. A turn is several steps, as a round is: for the first no slab can be ready, and a second takes more memory than a first, because
+not all that one frees is of use to the next. A line for each mode is appended to benchmarks/results/training_step.jsonl."""
 
 import argparse
 import sys
@@ -84,12 +85,12 @@ class Mode:
 
 
 MODES = {
-    "flap_sam_256": Mode("flap_sam", PADDED, 256, batch=4, steps=1),
-    "flap_sam_224": Mode("flap_sam", "vit_b", 224, batch=4, steps=1),
-    "late_lora_224": Mode("late_lora", "vit_b", 224, batch=4, steps=1),
-    "late_lora_cached_224": Mode("late_lora_cached", "vit_b", 224, batch=4, steps=2, baseline="flap_sam"),
-    "tiny_56": Mode("default", "lite_medsam", 56, batch=16, steps=2),
-    "tiny_112": Mode("default", "lite_medsam", 112, batch=16, steps=1),
+    "flap_sam_256": Mode("flap_sam", PADDED, 256, batch=4, steps=4),
+    "flap_sam_224": Mode("flap_sam", "vit_b", 224, batch=4, steps=4),
+    "late_lora_224": Mode("late_lora", "vit_b", 224, batch=4, steps=4),
+    "late_lora_cached_224": Mode("late_lora_cached", "vit_b", 224, batch=4, steps=4, baseline="flap_sam"),
+    "tiny_56": Mode("default", "lite_medsam", 56, batch=16, steps=4),
+    "tiny_112": Mode("default", "lite_medsam", 112, batch=16, steps=2),
 }
 
 
@@ -264,7 +265,14 @@ def measure_time(name: str, turns: int, device: torch.device) -> bool:
     print(f"\n{name}: recipe {mode.recipe} on {mode.base_model}, random weights; {mode.steps} step(s) a turn, {turns} turns")
     print_rows(found, "images")
     print(f"logits and gradients differ by {difference:.1e} of their norm in float32; {waited:.1%} of our time is waiting for slabs")
-    line = {"mode": name, "turns": turns, "difference": difference, "waited": waited, "rows": [row.to_json() for row in found]}
+    line = {
+        "mode": name,
+        "turns": turns,
+        "steps": mode.steps,
+        "difference": difference,
+        "waited": waited,
+        "rows": [row.to_json() for row in found],
+    }
     records.keep(RESULTS, line | _where(device))
     return difference <= TOLERATED
 
@@ -275,8 +283,8 @@ def measure_memory(name: str, device: torch.device) -> None:
     taken = {program: peak_of("benchmarks.training_step", [*arguments, program]) for program in ("reference", "ours")}
     share = taken["ours"] / taken["reference"]
     shown = ", ".join(f"{program} {number / 2**20:.0f} MiB" for program, number in taken.items())
-    print(f"{name}: a step takes, beyond weights: {shown}; ours {share:.2f} of the reference's")
-    records.keep(RESULTS, {"mode": name, "peak_bytes": taken} | _where(device))
+    print(f"{name}: {MODES[name].steps} step(s) take, beyond weights: {shown}; ours {share:.2f} of the reference's")
+    records.keep(RESULTS, {"mode": name, "steps": MODES[name].steps, "peak_bytes": taken} | _where(device))
 
 
 def _where(device: torch.device) -> dict[str, str | int]:

@@ -23,17 +23,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     """softmax(query key^T + bias) value.
 
     Args:
-        query: (B, heads, N, d), already scaled.
+        query: (B, heads, M, d), already scaled.
         key: (B, heads, N, d).
         value: (B, heads, N, c).
-        bias: (heads, N, N), of the same dtype; ``None``: none.
+        bias: (heads, N, N), of the same dtype, where M = N; ``None``: none.
 
     Returns:
-        (B, heads, N, c).
+        (B, heads, M, c).
     """
     if query.device.type != "cpu":
         return fused(query, key, value, bias)
-    if query.shape[2] <= SMALL_WINDOW:
+    if key.shape[2] <= SMALL_WINDOW:
         return plain(query, key, value, bias)
     flat = (tensor.flatten(0, 1) for tensor in (query, key, value))
     mixed: Tensor = _PartAfterPart.apply(*flat, bias)  # type: ignore[no-untyped-call]
@@ -56,13 +56,14 @@ def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)[..., :width]
 
 
-def _parts(groups: int, tokens: int, unit: int) -> Iterator[tuple[slice, slice]]:
+def _parts(query: Tensor, key: Tensor, unit: int) -> Iterator[tuple[slice, slice]]:
     """Slices of groups and of their queries whose scores fit ``SCORES_AT_ONCE``; groups in multiples of ``unit``, one unit at least."""
-    per_unit = unit * tokens * tokens
+    (groups, queries), keys = query.shape[:2], key.shape[1]
+    per_unit = unit * queries * keys
     count = max(1, SCORES_AT_ONCE // per_unit) * unit
-    rows = tokens if per_unit <= SCORES_AT_ONCE else max(1, SCORES_AT_ONCE // (unit * tokens))
+    rows = queries if per_unit <= SCORES_AT_ONCE else max(1, SCORES_AT_ONCE // (unit * keys))
     for group in range(0, groups, count):
-        for row in range(0, tokens, rows):
+        for row in range(0, queries, rows):
             yield slice(group, group + count), slice(row, row + rows)
 
 
@@ -73,9 +74,9 @@ class _PartAfterPart(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         ctx.save_for_backward(query, key, value, bias)
-        mixed = torch.empty_like(value)
+        mixed = value.new_empty(*query.shape[:2], value.shape[2])
         with torch.autocast("cpu", enabled=False):
-            for group, row in _parts(len(query), query.shape[1], _unit(bias)):
+            for group, row in _parts(query, key, _unit(bias)):
                 mixed[group, row].baddbmm_(_probabilities(query[group, row], key[group], bias, row), value[group], beta=0)
         return mixed
 
@@ -86,7 +87,7 @@ class _PartAfterPart(torch.autograd.Function):
         of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         with torch.autocast("cpu", enabled=False):
-            for group, row in _parts(len(query), query.shape[1], _unit(bias)):
+            for group, row in _parts(query, key, _unit(bias)):
                 outer, earlier = gradient[group, row], int(row.start > 0)  # other rows have added to keys and values
                 weights = _probabilities(query[group, row], key[group], bias, row)
                 of_value[group].baddbmm_(weights.transpose(1, 2), outer, beta=earlier)

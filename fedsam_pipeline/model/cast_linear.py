@@ -36,6 +36,12 @@ class CastLinear(nn.Linear):
         """The copies that are held now."""
         return tuple(tensor for tensor in self._kept if tensor is not None) if self._stamp else ()
 
+    def cast_now(self, dtype: torch.dtype) -> None:
+        """Makes the copy before the first step does, which would lay it among tensors that are freed again, whose memory would then stay in
+        pieces. A weight that trains is left alone."""
+        with torch.autocast(self.weight.device.type, dtype):
+            self._operands()
+
     def _operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, or their kept casts."""
         weight, bias = self.weight, self.bias
@@ -59,7 +65,7 @@ def settle_frozen(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Frozen weights of plain ``CastLinear`` layers are held in autocast's type alone: a third of the memory of both, the same results.
 
     For models that compute under this autocast from now on; outside it their layers raise ``RuntimeError``. Layers with LoRA keep theirs,
-    since a merged change is added in full precision.
+    since a merged change is added in full precision; they are cast now.
 
     Args:
         model: with its adapter, so that what trains says so.
@@ -70,3 +76,5 @@ def settle_frozen(model: nn.Module, dtype: torch.dtype | None) -> None:
     for layer in model.modules():
         if type(layer) is CastLinear and not any(parameter.requires_grad for parameter in layer.parameters()):
             layer.to(dtype)
+        elif isinstance(layer, CastLinear):
+            layer.cast_now(dtype)

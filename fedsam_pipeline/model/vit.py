@@ -13,6 +13,8 @@ is gathered and there is nothing to keep up to date while tables train.
 Parameters keep their names, values and order: checkpoints load strictly.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -125,19 +127,31 @@ class RelPosAttention(nn.Module):
         self.register_buffer("key_places", places.float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same; a grid that is no multiple of the window is padded with zero tokens on the far sides."""
-        height, width = x.shape[1:3]
+        """(B, H, W, C) to the same; a grid that is no multiple of the window is padded with zero tokens on the far sides.
+
+        Padding is attended to, as in the published module; what it would gather itself nobody reads, so it does not ask.
+        """
         qkv = self._padded(self.qkv(x))
-        batch, full_height, full_width, channels = qkv.shape
+        query, key, value = qkv.view(*qkv.shape[:3], 3, self.heads, -1).unbind(3)
         rows, columns = self.sides
-        grid = (full_height // rows, full_width // columns)
-        # (3, B, windows down, windows across, heads, rows, columns, d)
-        parts = qkv.view(batch, grid[0], rows, grid[1], columns, 3, self.heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
-        query, key, value = parts.reshape(3, -1, self.heads, rows * columns, channels // 3 // self.heads).unbind(0)
+        bands = []
+        for down, own_down in _spans(x.shape[1], rows):
+            parts = []
+            for across, own_across in _spans(x.shape[2], columns):
+                parts.append(self._within_windows(query[:, own_down, own_across], key[:, down, across], value[:, down, across]))
+            bands.append(_joined(parts, dim=2))
+        return self.proj(_joined(bands, dim=1))  # type: ignore[no-any-return]
+
+    def _within_windows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Tokens of whole windows (B, H, W, heads, d), of the queries the first rows and columns of each, to (B, h, w, heads * d)."""
+        rows, columns = self.sides
+        windows = (key.shape[1] // rows, key.shape[2] // columns)
+        query, key, value = (_by_window(tokens, *windows) for tokens in (query, key, value))
+        grid = query.shape[:6]
+        query, key, value = (tokens.flatten(4, 5).flatten(0, 2) for tokens in (query, key, value))
         places = self.key_places.to(key.dtype).expand(*key.shape[:2], -1, -1)
-        mixed = attend(self._with_position_terms(query), torch.cat([key, places], dim=-1), value)
-        mixed = mixed.view(batch, *grid, self.heads, rows, columns, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return self.proj(mixed.reshape(batch, full_height, full_width, channels // 3)[:, :height, :width])  # type: ignore[no-any-return]
+        mixed = attend(self._with_position_terms(query, grid[4:]), torch.cat([key, places], dim=-1), value)
+        return mixed.view(*grid, -1).permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)
 
     def _padded(self, qkv: Tensor) -> Tensor:
         """A zero token's projection is the bias: padding after it equals padding before it, and is not multiplied by anything."""
@@ -151,15 +165,34 @@ class RelPosAttention(nn.Module):
         padded[:, :height, :width] = qkv
         return padded
 
-    def _with_position_terms(self, query: Tensor) -> Tensor:
-        """(G, heads, N, d) to (G, heads, N, d + rows + columns), the first d scaled."""
+    def _with_position_terms(self, query: Tensor, own: Sequence[int]) -> Tensor:
+        """(G, heads, N, d), the first ``own`` rows and columns of each window, to (G, heads, N, d + rows + columns), the first d scaled."""
         (rows, columns), size = self.sides, query.shape[-1]
         # flipped, so that a query at row y finds its terms for rows 0, 1, ... at y places before the last row's
         tables = torch.cat([self.rel_pos_h.flip(0), self.rel_pos_w.flip(0)]).to(query.dtype)
         terms = functional.linear(query, tables)
         offsets = len(tables)
-        outer = (*query.shape[:2], rows, columns)
-        steps = (terms.stride(0), terms.stride(1), columns * offsets, offsets)
+        outer = (*query.shape[:2], *own)
+        steps = (terms.stride(0), terms.stride(1), own[1] * offsets, offsets)
         down = terms.as_strided((*outer, rows), (*steps[:2], steps[2] - 1, steps[3], 1), rows - 1)
         across = terms.as_strided((*outer, columns), (*steps[:3], steps[3] - 1, 1), 2 * rows - 1 + columns - 1)
         return torch.cat([(query * size**-0.5).view(*outer, size), down, across], dim=-1).flatten(2, 3)
+
+
+def _by_window(tokens: Tensor, down: int, across: int) -> Tensor:
+    """(B, H, W, heads, d) as (B, down, across, heads, H / down, W / across, d), a view."""
+    batch, height, width, *each = tokens.shape
+    return tokens.view(batch, down, height // down, across, width // across, *each).permute(0, 1, 3, 5, 2, 4, 6)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(list(parts), dim=dim) if len(parts) > 1 else parts[0]
+
+
+def _spans(length: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Where whole windows are, then one that is cut: the windows with their padding, and the tokens of the image in them."""
+    whole = length - length % window
+    if whole:
+        yield slice(whole), slice(whole)
+    if whole < length:
+        yield slice(whole, whole + window), slice(whole, length)

@@ -21,6 +21,7 @@ def gradients(of: list[Tensor], output: Tensor) -> list[Tensor]:
     batch=st.integers(1, 4),
     heads=st.integers(1, 3),
     tokens=st.integers(1, 12),
+    asked=st.integers(1, 12),
     width=st.integers(1, 9),
     value_width=st.integers(1, 9),
     biased=st.booleans(),
@@ -28,9 +29,10 @@ def gradients(of: list[Tensor], output: Tensor) -> list[Tensor]:
     scores=st.sampled_from([1, 40, 500, 1 << 20]),
 )
 def test_outputs_and_gradients_equal_torchs(
-    batch: int, heads: int, tokens: int, width: int, value_width: int, biased: bool, small: int, scores: int
+    batch: int, heads: int, tokens: int, asked: int, width: int, value_width: int, biased: bool, small: int, scores: int
 ) -> None:
-    query, key = (torch.randn(batch, tokens, heads, width).transpose(1, 2).requires_grad_() for _ in range(2))
+    queries = tokens if biased else asked
+    query, key = (torch.randn(batch, count, heads, width).transpose(1, 2).requires_grad_() for count in (queries, tokens))
     value = torch.randn(batch, heads, tokens, value_width, requires_grad=True)
     bias = torch.randn(heads, tokens, tokens, requires_grad=True) if biased else None
     inputs = [query, key, value, *([] if bias is None else [bias])]
@@ -44,9 +46,9 @@ def test_outputs_and_gradients_equal_torchs(
         torch.testing.assert_close(own, torchs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_the_kernel_of_other_devices_computes_the_same(biased: bool) -> None:
-    query, key = torch.randn(2, 2, 3, 5, 12).unbind(0)
+@pytest.mark.parametrize(("biased", "queries"), [(False, 5), (True, 5), (False, 2)])
+def test_the_kernel_of_other_devices_computes_the_same(biased: bool, queries: int) -> None:
+    query, key = torch.randn(2, 3, queries, 12), torch.randn(2, 3, 5, 12)
     value = torch.randn(2, 3, 5, 8)
     bias = torch.randn(3, 5, 5) if biased else None
     torch.testing.assert_close(fused(query, key, value, bias), attend(query, key, value, bias), rtol=1e-5, atol=1e-6)

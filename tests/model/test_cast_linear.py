@@ -81,6 +81,22 @@ def test_a_weight_that_trains_gets_its_gradient() -> None:
     assert layer.weight.grad is not None and layer.bias.grad is not None
 
 
+def test_a_layer_with_lora_is_cast_before_the_first_step() -> None:
+    layer = LoRALinear.from_linear(
+        nn.Linear(6, 4), rank=2, alpha=2.0, targets={"q": torch.arange(4)}, generator=torch.Generator().manual_seed(0)
+    )
+    layer.weight.requires_grad_(False)
+    layer.bias.requires_grad_(False)
+    settle_frozen(layer, torch.bfloat16)
+    weight, bias = layer.kept_casts
+    assert weight.dtype == bias.dtype == torch.bfloat16 and layer.weight.dtype == torch.float32
+    computed(layer, torch.randn(5, 6))
+    assert layer.kept_casts[0] is weight  # not made anew
+    trains = CastLinear.of(nn.Linear(6, 4))
+    settle_frozen(trains, torch.bfloat16)
+    assert not trains.kept_casts and trains.weight.dtype == torch.float32
+
+
 def test_merging_unmerging_and_restoring_lora_are_seen() -> None:
     torch.manual_seed(0)
     layer = LoRALinear.from_linear(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedsam_pipeline.model import attention
+from fedsam_pipeline.model import attention, vit
 from fedsam_pipeline.model.adapter import Adapter, inject_adapters
 from fedsam_pipeline.model.injection import inject_lora
 from fedsam_pipeline.model.lora import lora_layers
@@ -132,6 +132,22 @@ def test_no_scores_of_large_windows_are_kept_for_the_backward_pass() -> None:
     with scores_at_once(1 << 21), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         ours(torch.randn(1, 3, 192, 192))
     assert 0 < max(kept) <= 3 * 192 * 192 < 8 * 144 * 144  # the images are the largest; scores of eight heads would be larger
+
+
+@pytest.mark.parametrize(("side", "window"), [(4, 7), (7, 7), (9, 7), (16, 14)])
+def test_tokens_of_the_padding_do_not_ask(monkeypatch: pytest.MonkeyPatch, side: int, window: int) -> None:
+    asked: list[int] = []
+
+    def watched(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        asked.append(query.shape[0] * query.shape[2])
+        assert key.shape[2] in (window**2, side**2)
+        return attention.attend(query, key, value)
+
+    monkeypatch.setattr(vit, "attend", watched)
+    plain, ours = pair(spec_of(8, 2, window), side)
+    images = torch.randn(2, 3, side * 16, side * 16)
+    assert_same(run(ours, images), run(plain, images))
+    assert sum(asked) == 2 * 2 * side**2  # two images, two blocks
 
 
 def small_model(monkeypatch: pytest.MonkeyPatch, *, published: bool) -> PromptFreeSam:
