@@ -7,6 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on this device now; ``None``: it does not, as never where shapes alone are computed."""
+    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
+
+
 class CastLinear(nn.Linear):
     """``nn.Linear``, which under autocast casts a frozen weight once and not at every call.
 
@@ -45,12 +51,11 @@ class CastLinear(nn.Linear):
     def _operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, or their kept casts."""
         weight, bias = self.weight, self.bias
-        device = weight.device.type
+        dtype = autocast_type(weight.device)
         parts = [tensor for tensor in (weight, bias) if tensor is not None]
         changes = any(tensor.requires_grad or tensor.is_inference() for tensor in parts)  # the latter count no versions
-        if changes or device == "meta" or not torch.is_autocast_enabled(device) or torch.compiler.is_compiling():
+        if changes or dtype is None or torch.compiler.is_compiling():
             return weight, bias
-        dtype = torch.get_autocast_dtype(device)
         stamp = (dtype, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in parts))
         if stamp != self._stamp:
             # prediction may come first, and a training step saves these for its backward pass

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsam_pipeline.model.cast_linear import CastLinear
+from fedsam_pipeline.model.cast_linear import CastLinear, autocast_type
 
 
 class LoRALinear(CastLinear):
@@ -51,12 +51,13 @@ class LoRALinear(CastLinear):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        base = super().forward(x)
         if self._merged or not self.enabled:
-            return base
+            return super().forward(x)
+        rows = x.flatten(0, -2).to(autocast_type(x.device) or x.dtype)  # once, and not for each product
         down, up = self._stacked_factors()
-        hidden = functional.linear(x, down)
-        return torch.addmm(base.flatten(0, -2), hidden.flatten(0, -2), up.t()).view(base.shape)  # one pass over the output less than a sum
+        weight, bias = self._operands()
+        change = functional.linear(functional.linear(rows, down), up, bias)
+        return change.addmm_(rows, weight.t().to(rows.dtype)).view(*x.shape[:-1], -1)  # in place: no pass over the output for a sum
 
     def _stacked_factors(self) -> tuple[Tensor, Tensor]:
         """All targets as one pair: A stacked (targets * rank, in), scaled B scattered into a block matrix (out, targets * rank)."""
