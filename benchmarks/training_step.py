@@ -12,10 +12,11 @@ on batches that are ready in memory; ours is ``LocalTrainer`` as a site runs it,
     tiny_56, tiny_112     recipe default on LiteMedSAM's TinyViT
 
 Before anything is timed, both compute logits and gradients of the same images in float32: the exit code is 1 where they differ by more
-than ``TOLERATED`` of their norm. Printed: seconds of a step, images a second, the median ratio of the turns, the peak of memory beyond
-weights, the share of the measured ceiling (operations are counted, those of attention and LoRA included), and how long a step waits for
-its slabs. A turn is several steps, as a round is: for the first no slab can be ready, and a second takes more memory than a first, because
-not all that one frees is of use to the next. A line for each mode is appended to benchmarks/results/training_step.jsonl."""
+than ``TOLERATED`` of their norm. Printed: seconds of a turn, images a second, the median ratio of the turns, the share of the measured
+ceiling (operations are counted, those of attention and LoRA included), how long a step waits for its slabs, and the peak of memory beyond
+weights; their casts are no weights. A turn is several steps, as a round is: for the first no slab can be ready, and a second takes more
+memory than a first, because not all that one frees is of use to the next. Lines are appended to benchmarks/results/training_step.jsonl.
+"""
 
 import argparse
 import sys
@@ -28,15 +29,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import records
-from benchmarks.ceiling import measure_ceiling
+from benchmarks.ceiling import flop_counter, measure_ceiling
 from benchmarks.reference.training_step import PlainSam, PlainTrainer, largest_difference
 from benchmarks.side_by_side import in_turns, peak_of, print_peak, print_rows, rows
 from fedsam_pipeline.memory import keep_freed_memory
 from fedsam_pipeline.model.build import AdaptedModel, build_planned
-from fedsam_pipeline.model.cast_linear import settle_frozen
+from fedsam_pipeline.model.cast_linear import CastLinear, settle_frozen
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.registry import BASE_MODELS, base_model_spec
 from fedsam_pipeline.preprocessing.store import CaseStore
@@ -240,7 +240,7 @@ class Counted:
         if self.flop:
             self._run()
             return
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             self._run()
         self.flop = float(counter.get_total_flops())
 
@@ -304,13 +304,16 @@ def show_peak(name: str, program: str, device: torch.device) -> None:
     with tempfile.TemporaryDirectory() as folder:
         comparison = Comparison(MODES[name], Path(folder), device)
         turn = comparison.our_turn(prepared=False) if program == "ours" else comparison.plain_turn()
+        copies = sum(
+            cast.nbytes for layer in comparison.adapted.model.modules() if isinstance(layer, CastLinear) for cast in layer.kept_casts
+        )
         if device.type == "cpu":
-            print_peak(turn)
+            print_peak(turn, also=copies)
             return
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         turn()
-        print(torch.cuda.max_memory_allocated(device) - before)
+        print(torch.cuda.max_memory_allocated(device) - before + copies)
 
 
 def main() -> int:
