@@ -86,7 +86,7 @@ def cast_once(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def settle_frozen(model: nn.Module, dtype: torch.dtype | None) -> None:
+def settle_frozen(model: nn.Module, dtype: torch.dtype | None, *, compiled: bool = False) -> None:
     """Frozen weights of plain ``CastLinear`` layers are held in autocast's type alone: a third of the memory of both, the same results.
 
     For models that compute under this autocast from now on; outside it their layers raise ``RuntimeError``. Layers with LoRA keep theirs,
@@ -95,11 +95,12 @@ def settle_frozen(model: nn.Module, dtype: torch.dtype | None) -> None:
     Args:
         model: with its adapter, so that what trains says so.
         dtype: of autocast; ``None``, without it: nothing changes.
+        compiled: blocks are, or will be: they use no kept casts.
     """
     if dtype is None:
         return
     for layer in model.modules():
         if type(layer) is CastLinear and not any(parameter.requires_grad for parameter in layer.parameters()):
             layer.to(dtype)
-        elif isinstance(layer, CastLinear):
+        elif isinstance(layer, CastLinear) and not compiled:
             layer.cast_now(dtype)

@@ -39,14 +39,14 @@ class _KeepsRounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        normalized, mean, deviation = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
-        ctx.save_for_backward(x.to(dtype), mean, deviation, weight, bias)
+        normalized, mean, inverse_deviation = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(x.to(dtype), mean, inverse_deviation, weight, bias)
         return normalized.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, deviation, weight, bias = ctx.saved_tensors
+        x, mean, inverse_deviation, weight, bias = ctx.saved_tensors
         of_x, *_ = torch.ops.aten.native_layer_norm_backward(
-            gradients[0], x, weight.shape, mean, deviation, weight, bias, [True, False, False]
+            gradients[0], x, weight.shape, mean, inverse_deviation, weight, bias, [True, False, False]
         )
         return of_x.float(), None, None, None, None

@@ -90,6 +90,8 @@ def test_a_layer_with_lora_is_cast_before_the_first_step() -> None:
     )
     layer.weight.requires_grad_(False)
     layer.bias.requires_grad_(False)
+    settle_frozen(layer, torch.bfloat16, compiled=True)
+    assert not layer.kept_casts
     settle_frozen(layer, torch.bfloat16)
     weight, bias = layer.kept_casts
     assert weight.dtype == bias.dtype == torch.bfloat16 and layer.weight.dtype == torch.float32
