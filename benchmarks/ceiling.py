@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 PRODUCT_SIDE = 4096
 """of the square matrices: three of them do not fit a core's cache, and one product takes seconds at most"""
@@ -23,6 +24,15 @@ class Ceiling:
     """read and written together"""
     dtype: str
     device: str
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter of floating-point operations, and the products that are added in place, which it does not know itself."""
+    in_place = {
+        torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
+        torch.ops.aten.baddbmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * left[2] * right[2],
+    }
+    return FlopCounterMode(display=False, custom_mapping=in_place)
 
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype, *, seconds: float = SECONDS, side: int = PRODUCT_SIDE) -> Ceiling:

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import records
-from benchmarks.ceiling import Ceiling, measure_ceiling
+from benchmarks.ceiling import Ceiling, flop_counter, measure_ceiling
 from benchmarks.reference.tiny_vit import PlainTinyViT
 from benchmarks.side_by_side import Row, in_turns, peak_of, print_peak, print_rows, rows
 from fedsam_pipeline.cores import usable_cores
@@ -152,7 +151,7 @@ def measure(
 ) -> tuple[list[Row], bool]:
     """The table's lines, and whether all agree."""
     images, all_programs = images_of(case, device), programs(case, kind, device)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         expected = all_programs[0].run(kind, images)
     agree = True
     for program in all_programs[1:]:

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import records
-from benchmarks.ceiling import measure_ceiling
+from benchmarks.ceiling import flop_counter, measure_ceiling
 from benchmarks.made_up_ct import ORGANS, ct_plan, ct_volume
 from benchmarks.reference.inference import plain_model, predict
 from benchmarks.side_by_side import in_turns, peak_of, print_peak, print_rows, rows
@@ -150,9 +149,9 @@ class Contest:
         """Operations for a slice, by program, and how many slices of the whole volume the model saw."""
         size = self.plans.image_size
         image = torch.zeros(1, 3, size, size, device=self.device)
-        with torch.no_grad(), FlopCounterMode(display=False) as encoding:
+        with torch.no_grad(), flop_counter() as encoding:
             embedding = plain.encode(image)
-        with torch.no_grad(), FlopCounterMode(display=False) as decoding:
+        with torch.no_grad(), flop_counter() as decoding:
             plain.decode(embedding)
         one, other = encoding.get_total_flops(), decoding.get_total_flops()
         blank = _BlankModel(self.plans)

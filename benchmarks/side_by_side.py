@@ -112,13 +112,14 @@ def peak_of(module: str, arguments: Sequence[str]) -> int:
     return int(run.output.splitlines()[-1])
 
 
-def print_peak(run: Callable[[], object]) -> None:
-    """Runs once and prints the bytes by which its resident memory rose meanwhile (Linux): the last line of a process of its own."""
+def print_peak(run: Callable[[], object], *, also: int = 0) -> None:
+    """Runs once and prints the bytes by which its resident memory rose meanwhile (Linux), and ``also``, what was taken before for it: the
+    last line of a process of its own."""
     ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide as much of what is taken
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = _resident("VmRSS")
     run()
-    print(_resident("VmHWM") - before)
+    print(_resident("VmHWM") - before + also)
 
 
 def _resident(key: str) -> int:

@@ -22,7 +22,7 @@ def worker_model(model: ModelSetup, device_name: str, *, compiled: bool) -> tupl
         adapted = model.build()
         device = torch.device(device_name)
         adapted.model.to(device)
-        settle_frozen(adapted.model, autocast_dtype(device))
+        settle_frozen(adapted.model, autocast_dtype(device), compiled=compiled)
         allow_tf32(device)
         _models[key] = adapted, {name: tensor.cpu().clone() for name, tensor in adapted.trained_tensors().items()}
         log.info("built %s", model.plans.base_model)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 SMALL_WINDOW = 128
-"""tokens up to which scores are computed at once and kept for the backward pass: faster than computing them again, and a small part of what
+"""keys up to which scores are computed at once and kept for the backward pass: faster than computing them again, and a small part of what
 a training step keeps. At 196 tokens of ViT-B both take as long, and the scores are no small part any more"""
 SCORES_AT_ONCE = 1 << 21
 """of larger windows: what fits the caches of a few cores"""
@@ -68,7 +68,7 @@ def _parts(query: Tensor, key: Tensor, unit: int) -> Iterator[tuple[slice, slice
 
 
 class _PartAfterPart(torch.autograd.Function):
-    """``attend`` on (B * heads, N, .); saves its arguments and none of the scores."""
+    """``attend`` on (B * heads, M or N, .); saves its arguments and none of the scores."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ def encoder_gflop(base_model: str, image_size: int) -> float:
     spec = base_model_spec(base_model)
     with torch.device("meta"):
         model = PromptFreeSam(spec, NUM_CLASSES, image_size).eval()
-        if spec.encoder == "vit":  # ours multiplies a little more to move less memory: not the work there is
+        if spec.encoder == "vit":  # ours multiplies more or less, to move less memory: not the work there is
             model.image_encoder = published_vit(spec, image_size)
         image = torch.empty(1, 3, image_size, image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

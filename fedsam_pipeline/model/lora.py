@@ -57,7 +57,7 @@ class LoRALinear(CastLinear):
         down, up = self._stacked_factors()
         weight, bias = self._operands()
         change = functional.linear(functional.linear(rows, down), up, bias)
-        return change.addmm_(rows, weight.t().to(rows.dtype)).view(*x.shape[:-1], -1)  # in place: no pass over the output for a sum
+        return change.addmm_(rows, weight.t().to(rows.dtype)).view(*x.shape[:-1], self.out_features)  # no pass for a sum
 
     def _stacked_factors(self) -> tuple[Tensor, Tensor]:
         """All targets as one pair: A stacked (targets * rank, in), scaled B scattered into a block matrix (out, targets * rank)."""

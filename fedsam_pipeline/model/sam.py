@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsam_pipeline.errors import FedsamError
+from fedsam_pipeline.model.cast_linear import cast_once
 from fedsam_pipeline.model.channels_last import in_channels_last
 from fedsam_pipeline.model.prompts import Prompts, prompt_tokens
 from fedsam_pipeline.model.sam_modules import HyperNetworkMLP, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -68,6 +69,7 @@ class PromptFreeSam(nn.Module):
             self.mask_decoder.output_upscaling, hyper = _sixteenfold_head(dim, num_classes)
             self.mask_decoder.output_hypernetworks_mlps = hyper
         in_channels_last(self.mask_decoder.output_upscaling)
+        cast_once(self.mask_decoder)
         self.slice_mixer = SliceMixer(dim, mixer_depth) if mixer_depth else None
         self.prompt_classes = nn.Embedding(num_classes, dim, _weight=torch.zeros(num_classes, dim)) if prompted else None
         self.register_buffer("input_shift", torch.tensor(spec.input_shift)[None, :, None, None], persistent=False)

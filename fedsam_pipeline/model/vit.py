@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsam_pipeline.model.attention import attend
-from fedsam_pipeline.model.cast_linear import CastLinear
+from fedsam_pipeline.model.cast_linear import cast_once
 from fedsam_pipeline.model.channels_last import in_channels_last
+from fedsam_pipeline.model.lean_norm import LeanNorm
 from fedsam_pipeline.model.sam_modules import ImageEncoderViT
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 
@@ -85,22 +86,15 @@ class ViTBlock(nn.Module):
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
-        self.norm1 = plain.get_submodule("norm1")
+        self.norm1 = LeanNorm.of(plain.get_submodule("norm1"))
         self.attn = RelPosAttention(plain.get_submodule("attn"), int(plain.window_size))  # type: ignore[arg-type]
-        self.norm2 = plain.get_submodule("norm2")
+        self.norm2 = LeanNorm.of(plain.get_submodule("norm2"))
         self.mlp = plain.get_submodule("mlp")
-        _cast_once(self.mlp, "lin1", "lin2")
+        cast_once(self.mlp)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
-
-
-def _cast_once(parent: nn.Module, *names: str) -> None:
-    for name in names:
-        linear = parent.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        setattr(parent, name, CastLinear.of(linear))
 
 
 class RelPosAttention(nn.Module):
@@ -119,7 +113,7 @@ class RelPosAttention(nn.Module):
         # the order in which the plain module lists them
         self.rel_pos_h, self.rel_pos_w = plain.get_parameter("rel_pos_h"), plain.get_parameter("rel_pos_w")
         self.qkv, self.proj = plain.get_submodule("qkv"), plain.get_submodule("proj")
-        _cast_once(self, "qkv", "proj")
+        cast_once(self)
         rows, columns = ((len(table) + 1) // 2 for table in (self.rel_pos_h, self.rel_pos_w))
         token = torch.arange(rows * columns)
         places = torch.cat([functional.one_hot(token // columns, rows), functional.one_hot(token % columns, columns)], dim=1)
@@ -129,7 +123,7 @@ class RelPosAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same; a grid that is no multiple of the window is padded with zero tokens on the far sides.
 
-        Padding is attended to, as in the published module; what it would gather itself nobody reads, so it does not ask.
+        Padding gives keys and values, as in the published module, but no queries: its own outputs are cut off.
         """
         qkv = self._padded(self.qkv(x))
         query, key, value = qkv.view(*qkv.shape[:3], 3, self.heads, -1).unbind(3)
@@ -143,7 +137,15 @@ class RelPosAttention(nn.Module):
         return self.proj(_joined(bands, dim=1))  # type: ignore[no-any-return]
 
     def _within_windows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Tokens of whole windows (B, H, W, heads, d), of the queries the first rows and columns of each, to (B, h, w, heads * d)."""
+        """Attention of some windows that lie side by side, down and across.
+
+        Args:
+            query: (B, h, w, heads, d), of every window its first rows and columns, as many of each.
+            key, value: (B, H, W, heads, d), whole windows.
+
+        Returns:
+            (B, h, w, heads * d).
+        """
         rows, columns = self.sides
         windows = (key.shape[1] // rows, key.shape[2] // columns)
         query, key, value = (_by_window(tokens, *windows) for tokens in (query, key, value))
@@ -166,7 +168,7 @@ class RelPosAttention(nn.Module):
         return padded
 
     def _with_position_terms(self, query: Tensor, own: Sequence[int]) -> Tensor:
-        """(G, heads, N, d), the first ``own`` rows and columns of each window, to (G, heads, N, d + rows + columns), the first d scaled."""
+        """(G, heads, M, d), the first ``own`` rows and columns of each window, to (G, heads, M, d + rows + columns), the first d scaled."""
         (rows, columns), size = self.sides, query.shape[-1]
         # flipped, so that a query at row y finds its terms for rows 0, 1, ... at y places before the last row's
         tables = torch.cat([self.rel_pos_h.flip(0), self.rel_pos_w.flip(0)]).to(query.dtype)
@@ -190,7 +192,7 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _spans(length: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Where whole windows are, then one that is cut: the windows with their padding, and the tokens of the image in them."""
+    """Where the whole windows are, then the one that is cut, each as a pair: with its padding, and only the image's own tokens."""
     whole = length - length % window
     if whole:
         yield slice(whole), slice(whole)

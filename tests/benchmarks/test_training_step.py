@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import training_step
-from benchmarks.ceiling import Ceiling
+from benchmarks.ceiling import Ceiling, flop_counter
 from benchmarks.training_step import Mode
+from fedsam_pipeline.model.attention import attend
+from fedsam_pipeline.model.lora import LoRALinear
 from tests.model.tiny_models import SMALL_VIT, TINY_VIT, register_small_vit
 
 MODES = {
@@ -23,6 +26,17 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     register_small_vit(monkeypatch)
     monkeypatch.setattr(training_step, "MODES", MODES)
     monkeypatch.setattr(training_step, "measure_ceiling", lambda device, dtype: Ceiling(1e12, 1e10, str(dtype), device.type))
+
+
+def test_all_products_are_counted() -> None:
+    made = torch.nn.Linear(6, 12)
+    layer = LoRALinear.from_linear(made, rank=2, alpha=2.0, targets={"q": torch.arange(12)}, generator=torch.Generator())
+    with flop_counter() as counter:
+        layer(torch.zeros(5, 6))
+    assert counter.get_total_flops() == 2 * 5 * (6 * 12 + 6 * 2 + 2 * 12)
+    with flop_counter() as counter:
+        mixed = attend(torch.zeros(2, 3, 200, 8), torch.zeros(2, 3, 300, 8), torch.zeros(2, 3, 300, 4))
+    assert counter.get_total_flops() == 2 * 2 * 3 * 200 * 300 * (8 + 4) and mixed.shape == (2, 3, 200, 4)
 
 
 def test_every_mode_agrees_with_its_reference_and_is_kept(

@@ -51,6 +51,15 @@ def test_outputs_gradients_and_names_stay_also_when_weights_change(base: str, re
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_a_block_with_lora_is_compiled_as_a_whole() -> None:
+    own = adapted(SMALL_VIT, "flap_sam")
+    block = own.model.image_encoder.get_submodule("blocks.0")
+    tokens = torch.randn(1, 4, 4, own.model.image_encoder.get_parameter("pos_embed").shape[-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch._dynamo.explain(block)(tokens)
+    assert found.graph_count == 1 and found.graph_break_count == 0
+
+
 def test_a_machine_that_cannot_compile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler\nat all")
