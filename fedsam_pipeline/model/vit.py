@@ -22,7 +22,6 @@ from torch.nn import functional
 from fedsam_pipeline.model.attention import attend
 from fedsam_pipeline.model.cast_linear import cast_once
 from fedsam_pipeline.model.channels_last import in_channels_last
-from fedsam_pipeline.model.lean_norm import LeanNorm
 from fedsam_pipeline.model.sam_modules import ImageEncoderViT
 from fedsam_pipeline.specs.base_model import BaseModelSpec
 
@@ -86,9 +85,9 @@ class ViTBlock(nn.Module):
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
-        self.norm1 = LeanNorm.of(plain.get_submodule("norm1"))
+        self.norm1 = plain.get_submodule("norm1")
         self.attn = RelPosAttention(plain.get_submodule("attn"), int(plain.window_size))  # type: ignore[arg-type]
-        self.norm2 = LeanNorm.of(plain.get_submodule("norm2"))
+        self.norm2 = plain.get_submodule("norm2")
         self.mlp = plain.get_submodule("mlp")
         cast_once(self.mlp)
 
