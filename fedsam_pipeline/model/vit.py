@@ -186,8 +186,9 @@ def _by_window(tokens: Tensor, down: int, across: int) -> Tensor:
     return tokens.view(batch, down, height // down, across, width // across, *each).permute(0, 1, 3, 5, 2, 4, 6)
 
 
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    return torch.cat(list(parts), dim=dim) if len(parts) > 1 else parts[0]
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """One tensor, without a copy where there is but one part."""
+    return torch.cat(parts, dim=dim) if len(parts) > 1 else parts[0]
 
 
 def _spans(length: int, window: int) -> Iterator[tuple[slice, slice]]:
