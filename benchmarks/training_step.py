@@ -51,7 +51,7 @@ RESULTS = records.RESULTS / "training_step.jsonl"
 CASES = ("case_0", "case_1")
 SLICES, CLASSES, RATE, SEED = 24, 3, 1e-4, 0
 PEAK_STEPS = 8
-"""of the turn whose memory is taken: it rises most over the first two"""
+"""of the turn whose memory is taken: it rises most over the first four"""
 TOLERATED = 1e-3
 PADDED = "vit_b_padded"
 """ViT-B as the published systems run it: any multiple of the patch, windows padded"""
