@@ -1,6 +1,6 @@
 """The product's training step against the published systems' way of writing it: images a second, memory, share of the machine's ceiling.
 
-python -m benchmarks.training_step [--device cpu|cuda] [--modes NAME ...] [--turns 3] [--only time|memory]
+python -m benchmarks.training_step [--device cpu|cuda] [--modes NAME ...] [--turns 3] [--compile] [--only time|memory]
 
 Weights are drawn at random: speed and memory do not depend on them. The reference (``benchmarks/reference/training_step.py``) takes steps
 on batches that are ready in memory; ours is ``LocalTrainer`` as a site runs it, which also cuts and augments its slabs. Modes:
@@ -9,6 +9,7 @@ on batches that are ready in memory; ours is ``LocalTrainer`` as a site runs it,
     flap_sam_224          ViT-B at 224 px, which needs no padding
     late_lora_224         late LoRA on ViT-B, every slab new
     late_lora_cached_224  the same from kept features, beside the references of flap_sam and of the late-LoRA step that keeps nothing
+    ..._224_16            the same with 16 images a step; the planner gives images of 224 px four
     tiny_56, tiny_112     recipe default on LiteMedSAM's TinyViT
 
 Before anything is timed, both compute logits and gradients of the same images in float32: the exit code is 1 where they differ by more
@@ -16,6 +17,9 @@ than ``TOLERATED`` of their norm. Printed: seconds of a turn, images a second, t
 ceiling (operations are counted, those of attention and LoRA included), how long a step waits for its slabs, and the peak of memory beyond
 weights; their casts are no weights. A turn is several steps, as a round is: for the first no slab can be ready. Memory is that of eight
 steps, since not all that one frees is of use to the next. Lines are appended to benchmarks/results/training_step.jsonl.
+
+With ``--compile`` ours stands there a second time, as ``fedsam_train_federated --compile`` runs it; compiling itself is neither in the time
+nor in the memory.
 """
 
 import argparse
@@ -37,6 +41,7 @@ from benchmarks.side_by_side import in_turns, peak_of, print_peak, print_rows, r
 from fedsam_pipeline.memory import keep_freed_memory
 from fedsam_pipeline.model.build import AdaptedModel, build_planned
 from fedsam_pipeline.model.cast_linear import CastLinear, settle_frozen
+from fedsam_pipeline.model.compilation import compile_encoder
 from fedsam_pipeline.model.device import autocast_dtype
 from fedsam_pipeline.model.registry import BASE_MODELS, base_model_spec
 from fedsam_pipeline.preprocessing.store import CaseStore
@@ -53,6 +58,7 @@ SLICES, CLASSES, RATE, SEED = 24, 3, 1e-4, 0
 PEAK_STEPS = 8
 """of the turn whose memory is taken: it rises most over the first four"""
 TOLERATED = 1e-3
+PROGRAMS = ("reference", "ours", "compiled")
 PADDED = "vit_b_padded"
 """ViT-B as the published systems run it: any multiple of the patch, windows padded"""
 
@@ -91,6 +97,8 @@ MODES = {
     "flap_sam_224": Mode("flap_sam", "vit_b", 224, batch=4, steps=4),
     "late_lora_224": Mode("late_lora", "vit_b", 224, batch=4, steps=4),
     "late_lora_cached_224": Mode("late_lora_cached", "vit_b", 224, batch=4, steps=4, baseline="flap_sam"),
+    "flap_sam_224_16": Mode("flap_sam", "vit_b", 224, batch=16, steps=2),
+    "late_lora_cached_224_16": Mode("late_lora_cached", "vit_b", 224, batch=16, steps=2, baseline="flap_sam"),
     "tiny_56": Mode("default", "lite_medsam", 56, batch=16, steps=4),
     "tiny_112": Mode("default", "lite_medsam", 112, batch=16, steps=2),
 }
@@ -162,11 +170,15 @@ class Comparison:
         mode: what is compared.
         folder: for the store and the kept features.
         device: where both run.
+        compiled: ours has its encoder compiled.
     """
 
-    def __init__(self, mode: Mode, folder: Path, device: torch.device) -> None:
-        self.mode, self.plans, self.recipe, self.device = mode, plans_of(mode), load_recipe(mode.recipe), device
+    def __init__(self, mode: Mode, folder: Path, device: torch.device, *, compiled: bool = False) -> None:
+        self.mode, self.plans, self.recipe, self.device, self.compiled = mode, plans_of(mode), load_recipe(mode.recipe), device, compiled
         self.adapted = build_planned(self.plans, self.recipe, rank=_rank(self.recipe), weights=None)
+        self.adapted.model.to(device)
+        if compiled:
+            compile_encoder(self.adapted.model, device)
         generator = torch.Generator().manual_seed(SEED)
         for name, tensor in self.adapted.trained_tensors().items():
             if ".lora_B_" in name:  # zero at round 0, where LoRA would have no part in the comparison
@@ -191,8 +203,7 @@ class Comparison:
 
     def our_turn(self, *, prepared: bool = True) -> Callable[..., RoundResult]:
         """A round of ours, of the steps that it is told or else a turn's. Features that a recipe keeps are computed before, or in it."""
-        self.adapted.model.to(self.device)
-        settle_frozen(self.adapted.model, autocast_dtype(self.device))
+        settle_frozen(self.adapted.model, autocast_dtype(self.device), compiled=self.compiled)
         trainer = LocalTrainer(self.adapted, self.loader, self.plans, self.recipe, self.device, feature_folder=self.features)
         rounds = iter(range(1, 1 << 30))
 
@@ -211,7 +222,6 @@ class Comparison:
         """Of logits and gradients in float32 on one image, as a share of the reference's norm."""
         plain, (images, labels) = self.reference(), (part[:1] for part in self.batches[0])
         found = []
-        self.adapted.model.to(self.device)
         for model, trained in ((plain, plain.trained()), (self.adapted.model, _trained(self.adapted))):
             logits = model(images)
             segmentation_loss(logits, labels, self.recipe.loss).backward()  # type: ignore[no-untyped-call]
@@ -247,25 +257,32 @@ class Counted:
         self.flop = float(counter.get_total_flops())
 
 
-def measure_time(name: str, turns: int, device: torch.device) -> bool:
-    """Prints a mode's table and keeps it; whether both compute the same."""
+def measure_time(name: str, turns: int, device: torch.device, *, compiled: bool = False) -> bool:
+    """Prints a mode's table and keeps it; whether all compute the same."""
     mode, precision = MODES[name], autocast_dtype(device) or torch.float32
+    ours, plain = f"ours, {_named(precision)}", f"reference, {_named(torch.float32)}"
     with tempfile.TemporaryDirectory() as folder:
-        comparison = Comparison(mode, Path(folder), device)
-        difference = comparison.difference()
-        ours, plain = f"ours, {_named(precision)}", f"reference, {_named(torch.float32)}"
-        programs = {plain: Counted(comparison.plain_turn()), ours: Counted(comparison.our_turn())}
+        counted = {}
         if mode.baseline is not None:
             other = Comparison(replace(mode, recipe=mode.baseline, baseline=None), Path(folder) / "baseline", device)
-            programs = {f"{mode.baseline}'s {plain}": Counted(other.plain_turn())} | programs
+            counted[f"{mode.baseline}'s {plain}"] = Counted(other.plain_turn())
+        comparison = Comparison(mode, Path(folder) / "ours", device)
+        difference = comparison.difference()
+        counted |= {plain: Counted(comparison.plain_turn()), ours: Counted(comparison.our_turn())}
+        programs: dict[str, Callable[[], object]] = dict(counted)
+        if compiled:
+            other = Comparison(mode, Path(folder) / "compiled", device, compiled=True)
+            difference = max(difference, other.difference())
+            programs[f"{ours}, compiled"] = other.our_turn()
         seconds = in_turns(programs, turns, device)
         waited = comparison.waited / comparison.seconds
-        ceilings = dict.fromkeys(programs, measure_ceiling(device, torch.float32)) | {ours: measure_ceiling(device, precision)}
-    flop = {program: run.flop for program, run in programs.items()}
+        of_precision = {wanted: measure_ceiling(device, wanted) for wanted in (torch.float32, precision)}
+    ceilings = {program: of_precision[precision if program.startswith(ours) else torch.float32] for program in programs}
+    flop = dict.fromkeys(programs, counted[ours].flop) | {program: run.flop for program, run in counted.items()}
     size = f"{mode.image_size} px, batch {mode.batch}"
-    found = rows(seconds, size, units=mode.batch * mode.steps, flop=flop, ceilings=ceilings)
+    table = rows(seconds, size, units=mode.batch * mode.steps, flop=flop, ceilings=ceilings)
     print(f"\n{name}: recipe {mode.recipe} on {mode.base_model}, random weights; {mode.steps} step(s) a turn, {turns} turns")
-    print_rows(found, "images")
+    print_rows(table, "images")
     print(f"logits and gradients differ by {difference:.1e} of their norm in float32; {waited:.1%} of our time is waiting for slabs")
     line = {
         "mode": name,
@@ -273,19 +290,19 @@ def measure_time(name: str, turns: int, device: torch.device) -> bool:
         "steps": mode.steps,
         "difference": difference,
         "waited": waited,
-        "rows": [row.to_json() for row in found],
+        "rows": [row.to_json() for row in table],
     }
     records.keep(RESULTS, line | _where(device))
     return difference <= TOLERATED
 
 
-def measure_memory(name: str, device: torch.device) -> None:
-    """Prints what a turn of either program takes, each in a process of its own, and keeps it."""
+def measure_memory(name: str, device: torch.device, *, compiled: bool = False) -> None:
+    """Prints what a turn of every program takes, each in a process of its own, and keeps it."""
     arguments = ["--modes", name, "--device", device.type, "--peak"]
-    taken = {program: peak_of("benchmarks.training_step", [*arguments, program]) for program in ("reference", "ours")}
-    share = taken["ours"] / taken["reference"]
+    taken = {program: peak_of("benchmarks.training_step", [*arguments, program]) for program in PROGRAMS[: 3 if compiled else 2]}
     shown = ", ".join(f"{program} {number / 2**20:.0f} MiB" for program, number in taken.items())
-    print(f"{name}: {PEAK_STEPS} steps take, beyond weights: {shown}; ours {share:.2f} of the reference's")
+    shares = ", ".join(f"{program} {number / taken['reference']:.2f}" for program, number in taken.items() if program != "reference")
+    print(f"{name}: {PEAK_STEPS} steps take, beyond weights: {shown}; {shares} of the reference's")
     records.keep(RESULTS, {"mode": name, "steps": PEAK_STEPS, "peak_bytes": taken} | _where(device))
 
 
@@ -304,8 +321,10 @@ def show_peak(name: str, program: str, device: torch.device) -> None:
     parameter.sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.AdamW([parameter]).step()  # what torch imports for its first step is no part of ours
     with tempfile.TemporaryDirectory() as folder:
-        comparison = Comparison(replace(MODES[name], steps=PEAK_STEPS), Path(folder), device)
-        turn = comparison.our_turn(prepared=False) if program == "ours" else comparison.plain_turn()
+        comparison = Comparison(replace(MODES[name], steps=PEAK_STEPS), Path(folder), device, compiled=program == "compiled")
+        if comparison.compiled:
+            comparison.our_turn(prepared=False)(1)
+        turn = comparison.plain_turn() if program == "reference" else comparison.our_turn(prepared=False)
         copies = sum(
             cast.nbytes for layer in comparison.adapted.model.modules() if isinstance(layer, CastLinear) for cast in layer.kept_casts
         )
@@ -324,8 +343,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--modes", nargs="+", choices=sorted(MODES), default=list(MODES))
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="ours a second time, with its encoder compiled")
     parser.add_argument("--only", choices=("time", "memory"), help="leave the other out")
-    parser.add_argument("--peak", choices=("ours", "reference"), help="take one turn of one program and print what memory it takes")
+    parser.add_argument("--peak", choices=PROGRAMS, help="take one turn of one program and print what memory it takes")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     keep_freed_memory()  # as at a site
@@ -337,9 +357,9 @@ def main() -> int:
         agree = []
         for name in arguments.modes:
             if arguments.only != "memory":
-                agree.append(measure_time(name, arguments.turns, device))
+                agree.append(measure_time(name, arguments.turns, device, compiled=arguments.compile))
             if arguments.only != "time":
-                measure_memory(name, device)
+                measure_memory(name, device, compiled=arguments.compile)
         return 0 if all(agree) else 1
 
 

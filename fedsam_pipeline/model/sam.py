@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedsam_pipeline.errors import FedsamError
 from fedsam_pipeline.model.cast_linear import cast_once
 from fedsam_pipeline.model.channels_last import in_channels_last
+from fedsam_pipeline.model.positions import ExactPositions
 from fedsam_pipeline.model.prompts import Prompts, prompt_tokens
 from fedsam_pipeline.model.sam_modules import HyperNetworkMLP, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
 from fedsam_pipeline.model.slice_mixer import SliceMixer
@@ -56,6 +57,7 @@ class PromptFreeSam(nn.Module):
         self.prompt_encoder = PromptEncoder(
             embed_dim=dim, image_embedding_size=(side, side), input_image_size=(image_size, image_size), mask_in_chans=MASK_IN_CHANNELS
         )
+        self.prompt_encoder.pe_layer = ExactPositions.of(self.prompt_encoder.pe_layer)
         self.mask_decoder = MaskDecoder(
             num_multimask_outputs=num_classes - 1,
             transformer=TwoWayTransformer(

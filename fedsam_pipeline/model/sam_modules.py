@@ -28,6 +28,7 @@ _modules = _modeling()
 ImageEncoderViT = _modules.ImageEncoderViT
 MaskDecoder = _modules.MaskDecoder
 PromptEncoder = _modules.PromptEncoder
+PositionEmbeddingRandom = importlib.import_module(f"{_ALIAS}.modeling.prompt_encoder").PositionEmbeddingRandom
 TwoWayTransformer = _modules.TwoWayTransformer
 LayerNorm2d = importlib.import_module(f"{_ALIAS}.modeling.common").LayerNorm2d
 HyperNetworkMLP = importlib.import_module(f"{_ALIAS}.modeling.mask_decoder").MLP

@@ -10,6 +10,7 @@ import torch
 from benchmarks import training_step
 from benchmarks.ceiling import Ceiling, flop_counter
 from benchmarks.training_step import Mode
+from fedsam_pipeline.model import compilation
 from fedsam_pipeline.model.attention import attend
 from fedsam_pipeline.model.lora import LoRALinear
 from tests.model.tiny_models import SMALL_VIT, TINY_VIT, register_small_vit
@@ -54,6 +55,22 @@ def test_every_mode_agrees_with_its_reference_and_is_kept(
         assert line["difference"] < 1e-4 and 0 < line["waited"] < 1
         assert line["rows"][0]["ratio"] == 1 and ours["flop"] > 0 and reference["flop"] > 0
     assert lines[1]["rows"][2]["flop"] < lines[1]["rows"][1]["flop"] < lines[1]["rows"][0]["flop"]  # the frozen half is not computed
+
+
+def test_ours_compiled_stands_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled with torch's "eager": tracing without the C++ compiler."""
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    torch._dynamo.reset()
+    monkeypatch.setattr(training_step, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(training_step, "peak_of", lambda _, arguments: len(arguments[-1]))
+    monkeypatch.setattr(sys, "argv", ["training_step", "--modes", "cached", "--turns", "1", "--compile"])
+    assert training_step.main() == 0
+    time, memory = (json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines())
+    *_, ours, compiled = time["rows"]
+    assert compiled["name"] == f"{ours['name']}, compiled" and compiled["flop"] == ours["flop"]
+    assert set(memory["peak_bytes"]) == {"reference", "ours", "compiled"}
+    monkeypatch.setattr(sys, "argv", ["training_step", "--modes", "vit", "--peak", "compiled"])
+    assert training_step.main() == 0
 
 
 def test_programs_that_disagree_end_with_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

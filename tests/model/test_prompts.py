@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from fedsam_pipeline.model.build import AdaptedModel, build_adapted
+from fedsam_pipeline.model.positions import ExactPositions
 from fedsam_pipeline.model.prompts import ImagePrompt, Prompts, prompt_tokens
 from fedsam_pipeline.model.sam import PromptFreeSam
+from fedsam_pipeline.model.sam_modules import PositionEmbeddingRandom
 from fedsam_pipeline.specs.recipe import load_recipe
 
 BOX = ImagePrompt("box", 1, (2.0, 3.0, 20.0, 11.0))
@@ -46,6 +48,25 @@ def test_tokens_and_logits_are_sams(model: PromptFreeSam) -> None:
             expected_tokens, expected = by_sam(model, embeddings[row], prompt)
             torch.testing.assert_close(tokens[row : row + 1], expected_tokens, rtol=0, atol=1e-5)
             torch.testing.assert_close(logits[row : row + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_positions_are_sams_also_where_autocast_would_round_them() -> None:
+    plain = PositionEmbeddingRandom(16)
+    places = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * 1024
+    both = (plain, ExactPositions.of(plain))
+    expected = [plain((64, 48)), plain.forward_with_coords(places, (1024, 1024))]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, found = ([positions((64, 48)), positions.forward_with_coords(places, (1024, 1024))] for positions in both)
+    for what, value, coarse in zip(expected, found, rounded, strict=True):
+        torch.testing.assert_close(value, what, rtol=0, atol=1e-5)
+        assert (coarse.float() - what).abs().max() > 1e-2
+
+
+def test_the_model_encodes_positions_in_full_precision() -> None:
+    model = build().model
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.prompt_encoder.get_dense_pe().dtype == torch.float32
+    assert "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix" in model.state_dict()
 
 
 def test_images_without_prompts_are_decoded_prompt_free(model: PromptFreeSam) -> None:
