@@ -1,6 +1,7 @@
 """A volume in, class logits out: windows over the plane and over the slices, one adapter."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import accumulate, combinations, pairwise, product, zip_longest
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from fedsam_pipeline.inference.agreement import Agreement, winner
 from fedsam_pipeline.inference.landing import Landing, one_ahead, send
 from fedsam_pipeline.inference.prompts import VolumePrompt, by_slice, image_prompts, turned_prompts
 from fedsam_pipeline.inference.windows import AxisWindow, axis_windows, plane_windows
+from fedsam_pipeline.model.compilation import uncompiled
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.preprocessing.slabs import (
     SliceableVolume,
@@ -244,7 +246,9 @@ class Predictor:
             inputs = inputs.flip(0)
         if len(firsts) < count:
             inputs = torch.stack([inputs[at] for at in firsts])
-        with self.precision():
+        # each number of images is compiled for itself, which a rest of a batch is not worth
+        rest = len(inputs) < self.batch_slices and not self.mixes_slices
+        with self.precision(), uncompiled(self.model) if rest else nullcontext():
             encoded = self.model.encode(to_image_size(inputs, self.plans.image_size)).unbind(0)
         return [encoded[at] for at in number]
 

@@ -11,6 +11,9 @@ from fedsam_pipeline.model.recompute import encoder_blocks
 from fedsam_pipeline.model.sam import PromptFreeSam
 
 BACKEND = "inductor"
+VARIANTS = 64
+"""of the blocks' code that are compiled: stages of several sizes, with and without gradients, in training and prediction. All blocks of all
+models of a process are one code; beyond torch's own limit of 8 they would run as written."""
 
 
 def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:
@@ -36,7 +39,8 @@ def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:
             fix="install it, or leave --compile out: results are the same but for rounding",
         ) from error
     for block in blocks:
-        block.compile(backend=BACKEND, dynamic=False)  # the backend fails on some blocks whose sizes it takes for variables
+        # dynamic: the backend fails on some blocks whose sizes it takes for variables
+        block.compile(backend=BACKEND, dynamic=False, recompile_limit=VARIANTS)
 
 
 def is_compiled(model: PromptFreeSam) -> bool:

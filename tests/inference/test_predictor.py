@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedsam_pipeline.inference.agreement import Agreement
 from fedsam_pipeline.inference.predictor import Predictor
 from fedsam_pipeline.inference.prompts import VolumePrompt
+from fedsam_pipeline.model import compilation
 from fedsam_pipeline.model.build import build_planned
 from fedsam_pipeline.model.prompts import Prompts
 from fedsam_pipeline.preprocessing.slabs import encoder_inputs, read_slab
@@ -226,6 +227,25 @@ def test_slices_that_are_prompted_are_decoded_by_themselves() -> None:
     assert model.batches == [1]
     (prompts,) = model.prompts
     assert prompts is not None and prompts.classes.any(dim=1).tolist() == [False, True, False]  # 0-1, 2, 3-5
+
+
+def test_an_encoder_is_compiled_for_full_batches_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    plans = make_tiny_plans()
+    model = build_planned(plans, load_recipe("flap_sam"), rank=2, weights=None).model.eval()
+    image = _image(1, 11, *plans.window)
+    expected = Predictor(model, plans, batch_slices=4).predict_case(image)
+    compilation.compile_encoder(model, torch.device("cpu"))
+    encode, seen = model.encode, set()
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        seen.add((len(images), compilation.is_compiled(model)))
+        return encode(images)
+
+    monkeypatch.setattr(model, "encode", watched)
+    np.testing.assert_allclose(Predictor(model, plans, batch_slices=4).predict_case(image), expected, atol=1e-5)
+    assert seen == {(4, True), (3, False)}
 
 
 def test_the_tiny_model_answers_empty_slices_as_it_does_alone() -> None:

@@ -60,6 +60,24 @@ def test_a_block_with_lora_is_compiled_as_a_whole() -> None:
     assert found.graph_count == 1 and found.graph_break_count == 0
 
 
+def test_more_sizes_than_torch_would_compile_by_itself_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        seen.append(graph)
+        return graph
+
+    monkeypatch.setattr(compilation, "BACKEND", backend)
+    model = adapted(SMALL_VIT, "flap_sam").model.eval()
+    compile_encoder(model, CPU)
+    side, before = IMAGE_SIZE[SMALL_VIT], len(seen)
+    numbers = range(1, torch._dynamo.config.recompile_limit + 4)
+    with torch.no_grad():
+        for number in numbers:
+            model.encode(torch.zeros(number, 3, side, side))
+    assert len(seen) - before >= len(numbers)
+
+
 def test_a_machine_that_cannot_compile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler\nat all")
