@@ -108,6 +108,7 @@ def print_rows(found: Sequence[Row], unit: str) -> None:
 
 def peak_of(module: str, arguments: Sequence[str]) -> int:
     """Peak bytes of ``python -m module ARGUMENTS``, which must print what it took (:func:`print_peak`) as its last line."""
+    _give_back()  # the other process needs it
     run = timed([sys.executable, "-W", "ignore", "-m", module, *arguments], {})
     return int(run.output.splitlines()[-1])
 
@@ -115,11 +116,16 @@ def peak_of(module: str, arguments: Sequence[str]) -> int:
 def print_peak(run: Callable[[], object], *, also: int = 0) -> None:
     """Runs once and prints the bytes by which its resident memory rose meanwhile (Linux), and ``also``, what was taken before for it: the
     last line of a process of its own."""
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide as much of what is taken
+    _give_back()  # what is free already would hide as much of what is taken
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = _resident("VmRSS")
     run()
     print(_resident("VmHWM") - before + also)
+
+
+def _give_back() -> None:
+    """Hands freed memory, which ``keep_freed_memory`` holds, back to the system (Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(key: str) -> int:
