@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
 PRODUCT_SIDE = 4096
 """of the square matrices: three of them do not fit a core's cache, and one product takes seconds at most"""
@@ -27,12 +29,22 @@ class Ceiling:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter of floating-point operations, and the products that are added in place, which it does not know itself."""
-    in_place = {
+    """Torch's counter of floating-point operations, mended: it does not know products that are added in place, and counts the weights'
+    gradient of a grouped convolution as if there were no groups."""
+    mended = {
         torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],
         torch.ops.aten.baddbmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * left[2] * right[2],
+        torch.ops.aten.convolution_backward: _convolution_backward,
     }
-    return FlopCounterMode(display=False, custom_mapping=in_place)
+    return FlopCounterMode(display=False, custom_mapping=mended)
+
+
+def _convolution_backward(*arguments: Any, out_shape: Any) -> int:
+    """Of shapes, as torch's own formula takes them."""
+    *others, groups, (of_input, of_weight, _) = arguments
+    formula: Callable[..., int] = conv_backward_flop
+    counted = partial(formula, *others, groups, out_val=out_shape)
+    return counted([of_input, False, False]) + counted([False, of_weight, False]) // int(groups)
 
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype, *, seconds: float = SECONDS, side: int = PRODUCT_SIDE) -> Ceiling:

@@ -246,8 +246,8 @@ class Predictor:
             inputs = inputs.flip(0)
         if len(firsts) < count:
             inputs = torch.stack([inputs[at] for at in firsts])
-        # each number of images is compiled for itself, which a rest of a batch is not worth
-        rest = len(inputs) < self.batch_slices and not self.mixes_slices
+        # each number of images is compiled for itself, which the rest of a volume is not worth
+        rest = len(inputs) < min(self.batch_slices, image.shape[1]) and not self.mixes_slices
         with self.precision(), uncompiled(self.model) if rest else nullcontext():
             encoded = self.model.encode(to_image_size(inputs, self.plans.image_size)).unbind(0)
         return [encoded[at] for at in number]

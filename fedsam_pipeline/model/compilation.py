@@ -12,8 +12,8 @@ from fedsam_pipeline.model.sam import PromptFreeSam
 
 BACKEND = "inductor"
 VARIANTS = 64
-"""of the blocks' code that are compiled: stages of several sizes, with and without gradients, in training and prediction. All blocks of all
-models of a process are one code; beyond torch's own limit of 8 they would run as written."""
+"""How many variants of the blocks' code are compiled: stages of several sizes, with and without gradients, in training and prediction. All
+blocks of all models of a process are one code; beyond torch's own limit of 8 variants they would run as written."""
 
 
 def compile_encoder(model: PromptFreeSam, device: torch.device) -> None:

@@ -12,8 +12,8 @@ from fedsam_pipeline.model.sam_modules import PositionEmbeddingRandom
 class ExactPositions(PositionEmbeddingRandom):  # type: ignore[misc]
     """Random Fourier features (Tancik et al., NeurIPS 2020, arXiv:2006.10739) of places in the image.
 
-    SAM's own are a product of matrices, which autocast and TF32 round: of a corner at 1024 px, bfloat16 makes about what belongs to the
-    pixel beside it. These are sums of products, which neither touches.
+    SAM's own are a product of matrices, which autocast and TF32 round: in an image of 1024 pixels bfloat16 moves a place by about one.
+    These are sums of products, which neither touches.
     """
 
     @classmethod

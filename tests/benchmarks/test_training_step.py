@@ -40,6 +40,16 @@ def test_all_products_are_counted() -> None:
     assert counter.get_total_flops() == 2 * 2 * 3 * 200 * 300 * (8 + 4) and mixed.shape == (2, 3, 200, 4)
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+def test_gradients_of_grouped_convolutions_are_counted_by_group(groups: int) -> None:
+    convolution = torch.nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+    made = convolution(torch.zeros(2, 8, 5, 5, requires_grad=True)).sum()
+    with flop_counter() as counter:
+        made.backward()
+    forward = 2 * 2 * 25 * 9 * 8 * (8 // groups)
+    assert counter.get_total_flops() == 2 * forward  # of the input and of the weights
+
+
 def test_every_mode_agrees_with_its_reference_and_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

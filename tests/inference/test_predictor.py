@@ -235,6 +235,7 @@ def test_an_encoder_is_compiled_for_full_batches_alone(monkeypatch: pytest.Monke
     plans = make_tiny_plans()
     model = build_planned(plans, load_recipe("flap_sam"), rank=2, weights=None).model.eval()
     image = _image(1, 11, *plans.window)
+    image[:, 5] = image[:, 4]  # one of two equal slices is encoded
     expected = Predictor(model, plans, batch_slices=4).predict_case(image)
     compilation.compile_encoder(model, torch.device("cpu"))
     encode, seen = model.encode, set()
@@ -245,7 +246,10 @@ def test_an_encoder_is_compiled_for_full_batches_alone(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(model, "encode", watched)
     np.testing.assert_allclose(Predictor(model, plans, batch_slices=4).predict_case(image), expected, atol=1e-5)
-    assert seen == {(4, True), (3, False)}
+    assert {compiled for _, compiled in seen} == {True, False} and (3, False) in seen and (4, True) in seen
+    seen.clear()
+    Predictor(model, plans, batch_slices=16).predict_case(image)
+    assert {compiled for _, compiled in seen} == {True}  # a volume that is smaller than a batch
 
 
 def test_the_tiny_model_answers_empty_slices_as_it_does_alone() -> None:
