@@ -1,10 +1,14 @@
 """Whether a federation is better for one site than training alone, on the validation cases of several folds.
 
-python -m benchmarks.folds SITE [-d DATASET] [-p plans] [-r default] [-f 0 1 2 3 4] [--steps 600] [--protocols ...] [--keep FILE]
+python -m benchmarks.folds SITE [-d DATASET] [-p plans] [-r default] [-f 0 1 2 3 4] [--steps 600] [--local_steps 25] [--lr 5e-3]
+    [--own_lr 5e-3] [--seeds 1] [--own_seeds 1] [--protocols ...] [--keep FILE]
 
 For every fold the federation of all sites and SITE alone are trained with S steps a site, as `fedsam_compare --protocols federated,local`
 does, and scored on the fold's validation cases on the images' own grid. What was begun goes on; what stands in `--keep` (default
-benchmarks/results/folds.jsonl) for the same plan, recipe, fold and steps is not trained again, whichever machine it is of.
+benchmarks/results/folds.jsonl) for the same plan, recipe, fold, steps, rate and seed is not trained again, whichever machine it is of.
+
+Rounds of `--local_steps` and the rate `--lr` are the federation's: a site alone averages with nobody, and has a rate of its own. Of several
+seeds the mean Dice of a case counts; a site with few cases needs them most.
 
 Printed: Dice of SITE's cases with the model of all sites and with its own, and their paired difference with the bootstrap interval of
 `fedsam_compare`, for each fold and for the cases of all folds in one table.
@@ -45,34 +49,57 @@ def main() -> int:
     parser.add_argument("-p", default="plans", help="name of the plan")
     parser.add_argument("-r", default="default", help="recipe")
     parser.add_argument("-f", nargs="+", default=["0", "1", "2", "3", "4"], help="folds")
-    parser.add_argument("--steps", type=int, default=600, help="a site, in rounds of the plan's local steps")
+    parser.add_argument("--steps", type=int, default=600, help="a site")
+    parser.add_argument("--local_steps", type=int, help="of a round of the federation (default: the plan's)")
+    parser.add_argument("--lr", type=float, help="peak learning rate of the federation (default: the recipe's)")
+    parser.add_argument("--own_lr", type=float, help="of the site alone (default: the recipe's)")
+    parser.add_argument("--seeds", type=int, default=1, help="0 to N-1, of the federation")
+    parser.add_argument("--own_seeds", type=int, default=1, help="0 to N-1, of the site alone")
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="train these alone; what misses is left out")
     parser.add_argument("--keep", type=Path, default=RESULTS, help="file of the results")
     arguments = parser.parse_args()
     keep_freed_memory()
     folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    seeds = {"federated": arguments.seeds, "local": arguments.own_seeds}
     for fold in arguments.f:
-        lines = {}
+        dice = {}
         for protocol in PROTOCOLS:
-            line = one_run(folders.raw, preprocessed, folders.results, arguments, fold, protocol, train=protocol in arguments.protocols)
-            if line is not None:
-                lines[protocol] = dice_of(line, arguments.site)
-        if len(lines) == len(PROTOCOLS):
-            pairs[fold] = (lines["federated"], lines["local"])
+            train = protocol in arguments.protocols
+            lines = [
+                one_run(folders.raw, preprocessed, folders.results, arguments, fold, protocol, seed, train=train)
+                for seed in range(seeds[protocol])
+            ]
+            known = [dice_of(line, arguments.site) for line in lines if line is not None]
+            if len(known) == len(lines):
+                dice[protocol] = np.stack(known)
+        if len(dice) == len(PROTOCOLS):
+            pairs[fold] = (dice["federated"], dice["local"])
             show(f"fold {fold}", *pairs[fold])
         else:
             print(f"fold {fold}: not complete", flush=True)
     if len(pairs) > 1:
-        show(f"folds {' '.join(pairs)}", *(np.concatenate([pair[side] for pair in pairs.values()]) for side in (0, 1)))
+        together, alone = (np.concatenate([pair[side] for pair in pairs.values()], axis=1) for side in (0, 1))
+        show(f"folds {' '.join(pairs)}", together, alone)
     return 0
 
 
 def one_run(
-    raw: Path, preprocessed: Path, results: Path, arguments: argparse.Namespace, fold: str, protocol: Protocol, *, train: bool
+    raw: Path, preprocessed: Path, results: Path, arguments: argparse.Namespace, fold: str, protocol: Protocol, seed: int, *, train: bool
 ) -> dict[str, Any] | None:
     """The line of one run: from the file, or trained and scored now; ``None`` where it is not there and ``train`` is false."""
-    request = TrainRequest(recipe=arguments.r, plans_name=arguments.p, fold=fold, protocol=protocol, val_every=0, resume=True)
+    alone = protocol == "local"
+    request = TrainRequest(
+        recipe=arguments.r,
+        plans_name=arguments.p,
+        fold=fold,
+        protocol=protocol,
+        local_steps=None if alone else arguments.local_steps,
+        learning_rate=arguments.own_lr if alone else arguments.lr,
+        val_every=0,
+        seed=seed,
+        resume=True,
+    )
     setup = setup_of(preprocessed, results, request, arguments.site)
     request = replace(request, rounds=max(1, arguments.steps // setup.schedule.local_steps))
     setup = setup_of(preprocessed, results, request, arguments.site)
@@ -83,8 +110,11 @@ def one_run(
         "plan_sha256": setup.model.plans.sha256(),
         "fold": fold,
         "protocol": protocol,
-        "site": arguments.site if protocol == "local" else None,
+        "site": arguments.site if alone else None,
         "steps": setup.schedule.rounds * setup.schedule.local_steps,
+        "local_steps": setup.schedule.local_steps,
+        "rate": setup.schedule.peak_learning_rate,
+        "seed": seed,
     }
     for line in known_lines(arguments.keep):
         if all(line.get(key) == value for key, value in what.items()):
@@ -118,10 +148,11 @@ def dice_of(line: dict[str, Any], site: str) -> NDArray[np.float64]:
 
 
 def show(name: str, together: NDArray[np.float64], alone: NDArray[np.float64]) -> None:
-    """A line of the table."""
-    (found,) = paired_site_differences(together[None], alone[None], ["site"] * len(alone)).values()
+    """A line of the table, of (seeds, N, K) Dice."""
+    cases = together.shape[1]
+    (found,) = paired_site_differences(together, alone, ["site"] * cases).values()
     said = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    print(f"{name}: {len(alone)} cases, together {np.nanmean(together):.4f}, alone {np.nanmean(alone):.4f}, difference {said}", flush=True)
+    print(f"{name}: {cases} cases, together {np.nanmean(together):.4f}, alone {np.nanmean(alone):.4f}, difference {said}", flush=True)
 
 
 if __name__ == "__main__":

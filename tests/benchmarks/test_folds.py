@@ -42,6 +42,18 @@ def test_the_cases_of_several_folds_are_compared_in_pairs_and_runs_are_kept(
     table = [line for line in shown.splitlines() if line.startswith("fold")]
     assert len(table) == 3 and capsys.readouterr().out.splitlines()[-3:] == table
 
+    last = run("-f", "0", "--local_steps", "1", "--lr", "0.002", "--own_lr", "0.001")[len(both) :]
+    assert [(line["protocol"], line["steps"], line["local_steps"], line["rate"]) for line in last] == [
+        ("federated", 2, 1, 0.002),
+        ("local", 2, both[0]["local_steps"], 0.001),
+    ]
+
+    capsys.readouterr()
+    seeds = run("-f", "0", "--own_seeds", "2")[len(both) + len(last) :]
+    assert [(line["protocol"], line["seed"]) for line in seeds] == [("local", 1)]
+    twice = [folds.dice_of(line, "site_a") for line in (both[0], *seeds)]
+    assert f"alone {np.mean(twice):.4f}" in capsys.readouterr().out
+
     dice = {(line["fold"], line["protocol"]): folds.dice_of(line, "site_a") for line in both}
     pooled = [np.concatenate([dice["0", protocol], dice["1", protocol]]).mean() for protocol in ("federated", "local")]
     found = re.search(r"folds 0 1: (\d+) cases, together ([\d.]+), alone ([\d.]+), difference ([+-][\d.]+) \[", shown)
