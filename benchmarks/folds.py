@@ -1,7 +1,7 @@
 """Whether a federation is better for one site than training alone, on the validation cases of several folds.
 
 python -m benchmarks.folds SITE [-d DATASET] [-p plans] [-r default] [-f 0 1 2 3 4] [--steps 600] [--local_steps 25] [--lr 5e-3]
-    [--own_lr 5e-3] [--seeds 1] [--own_seeds 1] [--protocols ...] [--keep FILE]
+    [--own_lr 5e-3] [--adapt_steps 0] [--adapt_lr 5e-3] [--interpolate 1] [--seeds 1] [--own_seeds 1] [--protocols ...] [--keep FILE]
 
 For every fold the federation of all sites and SITE alone are trained with S steps a site, as `fedsam_compare --protocols federated,local`
 does, and scored on the fold's validation cases on the images' own grid. What was begun goes on; what stands in `--keep` (default
@@ -10,13 +10,17 @@ benchmarks/results/folds.jsonl) for the same plan, recipe, fold, steps, rate and
 Rounds of `--local_steps` and the rate `--lr` are the federation's: a site alone averages with nobody, and has a rate of its own. Of several
 seeds the mean Dice of a case counts; a site with few cases needs them most.
 
-Printed: Dice of SITE's cases with the model of all sites and with its own, and their paired difference with the bootstrap interval of
-`fedsam_compare`, for each fold and for the cases of all folds in one table.
+With `--adapt_steps N` SITE then goes on alone from the federation's model, N steps on its own cases at `--adapt_lr`, as with
+`fedsam_train_federated --init FOLDER --protocol local --interpolate SHARE`. What is compared with it then trains S + N steps, so that both
+have the same.
+
+Printed: Dice of SITE's cases with the model of all sites (adapted, where that is asked for) and with its own, and their paired
+difference with the bootstrap interval of `fedsam_compare`, for each fold and for the cases of all folds in one table.
 """
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from numpy.typing import NDArray
 from benchmarks import records
 from benchmarks.rates import known_lines
 from fedsam_pipeline.dataset.raw import load_raw_dataset
+from fedsam_pipeline.entrypoints.command import not_negative_int, positive_float, positive_int, share
 from fedsam_pipeline.evaluation.intervals import paired_site_differences
 from fedsam_pipeline.memory import keep_freed_memory
 from fedsam_pipeline.model.device import choose_device
@@ -49,27 +54,26 @@ def main() -> int:
     parser.add_argument("-p", default="plans", help="name of the plan")
     parser.add_argument("-r", default="default", help="recipe")
     parser.add_argument("-f", nargs="+", default=["0", "1", "2", "3", "4"], help="folds")
-    parser.add_argument("--steps", type=int, default=600, help="a site")
-    parser.add_argument("--local_steps", type=int, help="of a round of the federation (default: the plan's)")
-    parser.add_argument("--lr", type=float, help="peak learning rate of the federation (default: the recipe's)")
-    parser.add_argument("--own_lr", type=float, help="of the site alone (default: the recipe's)")
-    parser.add_argument("--seeds", type=int, default=1, help="0 to N-1, of the federation")
-    parser.add_argument("--own_seeds", type=int, default=1, help="0 to N-1, of the site alone")
+    parser.add_argument("--steps", type=positive_int, default=600, help="a site")
+    parser.add_argument("--local_steps", type=positive_int, help="of a round of the federation (default: the plan's)")
+    parser.add_argument("--lr", type=positive_float, help="peak learning rate of the federation (default: the recipe's)")
+    parser.add_argument("--own_lr", type=positive_float, help="of the site alone (default: the recipe's)")
+    parser.add_argument("--adapt_steps", type=not_negative_int, default=0, help="of the site alone, after the federation")
+    parser.add_argument("--adapt_lr", type=positive_float, help="of these steps (default: the recipe's)")
+    parser.add_argument("--interpolate", type=share, help="of these steps: how far from the federation's model to what they made of it")
+    parser.add_argument("--seeds", type=positive_int, default=1, help="0 to N-1, of the federation")
+    parser.add_argument("--own_seeds", type=positive_int, default=1, help="0 to N-1, of the site alone")
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="train these alone; what misses is left out")
     parser.add_argument("--keep", type=Path, default=RESULTS, help="file of the results")
     arguments = parser.parse_args()
     keep_freed_memory()
     folders, preprocessed = planned_dataset(arguments.d, arguments.p)
+    bench = Bench(folders.raw, preprocessed, folders.results, arguments.site, arguments.keep)
     pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    seeds = {"federated": arguments.seeds, "local": arguments.own_seeds}
     for fold in arguments.f:
         dice = {}
-        for protocol in PROTOCOLS:
-            train = protocol in arguments.protocols
-            lines = [
-                one_run(folders.raw, preprocessed, folders.results, arguments, fold, protocol, seed, train=train)
-                for seed in range(seeds[protocol])
-            ]
+        for protocol, runs in runs_of(arguments, fold).items():
+            lines = [bench.line(run, train=protocol in arguments.protocols) for run in runs]
             known = [dice_of(line, arguments.site) for line in lines if line is not None]
             if len(known) == len(lines):
                 dice[protocol] = np.stack(known)
@@ -84,60 +88,99 @@ def main() -> int:
     return 0
 
 
-def one_run(
-    raw: Path, preprocessed: Path, results: Path, arguments: argparse.Namespace, fold: str, protocol: Protocol, seed: int, *, train: bool
-) -> dict[str, Any] | None:
-    """The line of one run: from the file, or trained and scored now; ``None`` where it is not there and ``train`` is false."""
-    alone = protocol == "local"
-    request = TrainRequest(
-        recipe=arguments.r,
-        plans_name=arguments.p,
-        fold=fold,
-        protocol=protocol,
-        local_steps=None if alone else arguments.local_steps,
-        learning_rate=arguments.own_lr if alone else arguments.lr,
-        val_every=0,
-        seed=seed,
-        resume=True,
-    )
-    setup = setup_of(preprocessed, results, request, arguments.site)
-    request = replace(request, rounds=max(1, arguments.steps // setup.schedule.local_steps))
-    setup = setup_of(preprocessed, results, request, arguments.site)
-    what = {
-        "dataset": setup.model.plans.dataset_name,
-        "recipe": setup.model.recipe.name,
-        "recipe_sha256": setup.model.recipe.sha256(),
-        "plan_sha256": setup.model.plans.sha256(),
-        "fold": fold,
-        "protocol": protocol,
-        "site": arguments.site if alone else None,
-        "steps": setup.schedule.rounds * setup.schedule.local_steps,
-        "local_steps": setup.schedule.local_steps,
-        "rate": setup.schedule.peak_learning_rate,
-        "seed": seed,
-    }
-    for line in known_lines(arguments.keep):
-        if all(line.get(key) == value for key, value in what.items()):
-            return line
-    if not train:
-        return None
-    train_all([setup], request)
-    names = sorted({case for site in setup.all_sites for case in site.val_cases})
-    cases = ScoredCases.of(load_raw_dataset(raw / preprocessed.name), CaseStore(store_folder(preprocessed, setup.model.plans)), names)
-    scores = scores_of(setup.folder, cases, choose_device("auto"))
-    of_case = [
-        {"case": case, "site": site, "dice": [None if np.isnan(value) else float(value) for value in dice]}
-        for case, site, dice in zip(cases.names, cases.sites, scores.dice, strict=True)
-    ]
-    found = what | {"cases": of_case, "hardware": hardware("auto")}
-    records.keep(arguments.keep, found)
-    return found
+@dataclass(frozen=True)
+class Run:
+    """A training of some steps a site; ``start``: that of the model which it goes on from."""
+
+    request: TrainRequest
+    steps: int
+    start: "Run | None" = None
 
 
-def setup_of(preprocessed: Path, results: Path, request: TrainRequest, site: str) -> RunSetup:
-    """Of all sites' federation, or of ``site`` alone."""
-    setups = run_setups(preprocessed, results, request)
-    return next(setup for setup in setups if request.protocol != "local" or setup.sites[0].site == site)
+def runs_of(arguments: argparse.Namespace, fold: str) -> dict[Protocol, list[Run]]:
+    """What is compared on a fold, by seed: the federation's models, adapted at the site if the flags say so, and the site's own."""
+    plain = TrainRequest(recipe=arguments.r, plans_name=arguments.p, fold=fold, val_every=0, resume=True)
+    together = replace(plain, local_steps=arguments.local_steps, learning_rate=arguments.lr)
+    alone = replace(plain, protocol="local", learning_rate=arguments.own_lr)
+    adapting = replace(plain, protocol="local", learning_rate=arguments.adapt_lr, interpolate=arguments.interpolate)
+    federated = [Run(replace(together, seed=seed), arguments.steps) for seed in range(arguments.seeds)]
+    if arguments.adapt_steps:
+        federated = [Run(replace(adapting, seed=run.request.seed), arguments.adapt_steps, run) for run in federated]
+    own = [Run(replace(alone, seed=seed), arguments.steps + arguments.adapt_steps) for seed in range(arguments.own_seeds)]
+    return {"federated": federated, "local": own}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Trains, scores and keeps runs. ``site``: whose models are asked for; ``kept``: file of the results."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+    site: str
+    kept: Path
+
+    def line(self, run: Run, *, train: bool) -> dict[str, Any] | None:
+        """Of one run: from the file, or trained and scored now; ``None`` where it is not there and ``train`` is false."""
+        what = self._what(run)
+        for line in known_lines(self.kept):
+            if all(line.get(key) == value for key, value in what.items()):
+                return line
+        if not train:
+            return None
+        setup = self._train(run)
+        names = sorted({case for site in setup.all_sites for case in site.val_cases})
+        store = CaseStore(store_folder(self.preprocessed, setup.model.plans))
+        cases = ScoredCases.of(load_raw_dataset(self.raw / self.preprocessed.name), store, names)
+        scores = scores_of(setup.folder, cases, choose_device("auto"))
+        of_case = [
+            {"case": case, "site": site, "dice": [None if np.isnan(value) else float(value) for value in dice]}
+            for case, site, dice in zip(cases.names, cases.sites, scores.dice, strict=True)
+        ]
+        found = what | {"cases": of_case, "hardware": hardware("auto")}
+        records.keep(self.kept, found)
+        return found
+
+    def _what(self, run: Run) -> dict[str, Any]:
+        """What decides the numbers of a run."""
+        setup, _ = self._setup(run)
+        return {
+            "dataset": setup.model.plans.dataset_name,
+            "recipe": setup.model.recipe.name,
+            "recipe_sha256": setup.model.recipe.sha256(),
+            "plan_sha256": setup.model.plans.sha256(),
+            "fold": run.request.fold,
+            "protocol": run.request.protocol,
+            "site": self.site if run.request.protocol == "local" else None,
+            **self._schedule(run),
+            "start": None if run.start is None else self._schedule(run.start) | {"interpolate": run.request.interpolate or 1.0},
+        }
+
+    def _schedule(self, run: Run) -> dict[str, Any]:
+        schedule = self._setup(run)[0].schedule
+        return {
+            "steps": schedule.rounds * schedule.local_steps,
+            "local_steps": schedule.local_steps,
+            "rate": schedule.peak_learning_rate,
+            "seed": schedule.seed,
+        }
+
+    def _train(self, run: Run) -> RunSetup:
+        """A run that is trained, and before it the one that it goes on from."""
+        start = None if run.start is None else self._train(run.start).folder
+        setup, request = self._setup(run, start)
+        train_all([setup], request)
+        return setup
+
+    def _setup(self, run: Run, start: Path | None = None) -> tuple[RunSetup, TrainRequest]:
+        """Of all sites' federation, or of the site alone, and the request with its rounds."""
+        request = replace(run.request, init=start, interpolate=None if start is None else run.request.interpolate)
+        planned = self._of_site(run_setups(self.preprocessed, self.results, request))
+        request = replace(request, rounds=max(1, run.steps // planned.schedule.local_steps))
+        return self._of_site(run_setups(self.preprocessed, self.results, request)), request
+
+    def _of_site(self, setups: list[RunSetup]) -> RunSetup:
+        return next(setup for setup in setups if setup.protocol != "local" or setup.sites[0].site == self.site)
 
 
 def dice_of(line: dict[str, Any], site: str) -> NDArray[np.float64]:

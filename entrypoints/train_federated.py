@@ -13,6 +13,7 @@ from fedsam_pipeline.entrypoints.command import (
     refuse_unused,
     run_command,
     setting,
+    share,
 )
 from fedsam_pipeline.federation.codec.wires import WIRES
 from fedsam_pipeline.federation.lora_aggregation.methods import LORA_METHODS
@@ -112,6 +113,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from this trained fold's adapter instead of a fresh one; with --protocol local, each site adapts it alone",
     )
     parser.add_argument(
+        "--interpolate",
+        type=share,
+        metavar="SHARE",
+        help="with --init and --protocol local: keep the model that lies so far on the way from the start to what was trained (default: 1)",
+    )
+    parser.add_argument(
         "--dry_run", action="store_true", help="take a few steps, estimate minutes, bytes and memory of the whole run, and keep nothing"
     )
     parser.add_argument(
@@ -192,6 +199,7 @@ def _body(arguments: argparse.Namespace) -> None:
         wire=arguments.wire,
         random_encoder=arguments.random_encoder,
         init=arguments.init,
+        interpolate=arguments.interpolate,
         min_sites=arguments.min_sites,
         round_timeout=arguments.round_timeout,
         wait_lost=arguments.wait_lost,

@@ -34,6 +34,8 @@ def submit_federation(superlink: str, dataset: str | None, sites: Sequence[str] 
         faults.append(f"--protocol {request.protocol}: hospitals train together")
     if request.init is not None:
         faults.append("--init: the sites do not have that folder")
+    if request.interpolate is not None:
+        faults.append("--interpolate: for one site that goes on alone")
     if re.fullmatch(r"all|\d{1,3}", request.fold) is None:
         faults.append(f"-f {request.fold}: each site has its own folds, 0 to 4, or all")
     simulated = {"--workers": request.workers, "--compile": request.compiled, "-gpu_memory_target": request.gpu_memory_target}

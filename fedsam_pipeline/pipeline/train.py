@@ -31,6 +31,7 @@ from fedsam_pipeline.model.trained_files import ADAPTER_FILE, BUNDLE_FILE, write
 from fedsam_pipeline.pipeline.choose_postprocessing import choose_postprocessing
 from fedsam_pipeline.pipeline.coverage_file import write_coverage
 from fedsam_pipeline.pipeline.environment import hardware, versions
+from fedsam_pipeline.pipeline.interpolation import interpolated, require_shared
 from fedsam_pipeline.pipeline.peak_memory import own_peak_bytes, worker_peak_bytes
 from fedsam_pipeline.pipeline.progress_picture import ProgressPicture
 from fedsam_pipeline.pipeline.run_records import PROGRESS_FILE, TRAFFIC_FILE, RunRecords
@@ -54,6 +55,10 @@ USERS_CODES = {
     "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
 }
 """What a user can do about a site's failure, by its code; any other is internal"""
+
+
+_OLDER = {"configuration": "main", "encrypt": False, "interpolate": 1.0}
+"""of runs of older versions, which knew no other"""
 
 
 def train_all(setups: Sequence[RunSetup], request: TrainRequest, *, started: float | None = None) -> list[dict[str, Any]]:
@@ -140,7 +145,7 @@ class TrainingRun:
 
     def _compatible(self, path: Path) -> dict[str, Any]:
         """An earlier state, if it is of the same run: everything that decides the numbers must agree."""
-        state: dict[str, Any] = {"configuration": "main", "encrypt": False} | read_json(path)  # of older versions, which knew no other
+        state: dict[str, Any] = _OLDER | read_json(path)
         expected = self._identity()
         different = [key for key, value in expected.items() if state.get(key) != value]
         if different:
@@ -184,6 +189,7 @@ class TrainingRun:
             "wire": setup.model.recipe.aggregation.wire,
             "privacy": None if setup.privacy is None else setup.privacy.to_dict(),
             "encrypt": setup.encrypt,
+            "interpolate": setup.interpolate,
             **asdict(setup.schedule),
         }
 
@@ -250,6 +256,7 @@ class TrainingRun:
         self._initial = adapted.trained_tensors()
         self._travelling = {name: tensor for name, tensor in self._initial.items() if name in travelling}
         self._manifest = adapted.manifest
+        require_shared(adapted.manifest, setup.interpolate)
         return adapted.manifest
 
     def _serve(self, grid: Grid, stop: threading.Event) -> None:
@@ -289,7 +296,7 @@ class TrainingRun:
                 grid, aggregator, plan, self._manifest, self._checkpoints, downlink, self._record(bar), heads, stop, setup.admit
             )
             self._clock = loop.clock
-            tensors = loop.run(tensors, rounds_done)
+            tensors = interpolated(self._travelling, loop.run(tensors, rounds_done), setup.interpolate)
             if setup.held_out is None:
                 scores = loop.evaluate(tensors, keep_masks=setup.chooses_postprocessing)
                 tensors = downlink.held  # what was scored, as the sites hold it

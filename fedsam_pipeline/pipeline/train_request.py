@@ -20,6 +20,7 @@ from fedsam_pipeline.model.registry import base_model_spec
 from fedsam_pipeline.model.weights import find_weights
 from fedsam_pipeline.paths import dataset_id
 from fedsam_pipeline.pipeline.coverage_file import planned_coverage
+from fedsam_pipeline.pipeline.interpolation import checked_share
 from fedsam_pipeline.pipeline.plans_file import check_triplanar, load_plans
 from fedsam_pipeline.pipeline.private_training import privacy_budget
 from fedsam_pipeline.pipeline.quorum import checked_min_sites
@@ -73,6 +74,8 @@ class TrainRequest:
     random_encoder: bool = False
     init: Path | None = None
     """a trained fold's folder to start from"""
+    interpolate: float | None = None
+    """share of the trained model in what is kept, the rest being that start; ``None``: 1"""
     min_sites: int | None = None
     """whose updates a round needs; ``None``: all in simulation, more than half of real sites"""
     round_timeout: float | None = None
@@ -108,6 +111,7 @@ class RunSetup:
         admit: see ``RoundLoop``.
         privacy: differential privacy of the global model; ``None``: none.
         encrypt: whether the sites encrypt their updates.
+        interpolate: see ``interpolated``.
     """
 
     folder: Path
@@ -129,6 +133,7 @@ class RunSetup:
     admit: Callable[[Collection[str]], None] | None = None
     privacy: PrivacyBudget | None = None
     encrypt: bool = False
+    interpolate: float = 1.0
 
     @property
     def quorum(self) -> int:
@@ -198,6 +203,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
     groups = _groups(request.protocol, sites)
     start = None if request.init is None else request.init.absolute()
     model = ModelSetup(plans, recipe, weights, request.random_encoder, start, request.configuration)
+    share = checked_share(request.interpolate, request.protocol, starts=start is not None)
     coverage = planned_coverage(fingerprint, plans)
     began = "" if start is None else model.start_sha256
     data = StoredDataset(store, owner, labels, annotated, dataset.get("patients", {}), len(validated), fingerprint.privacy_floor)
@@ -234,6 +240,7 @@ def run_setups(preprocessed: Path, results: Path, request: TrainRequest) -> list
                 round_timeout=request.round_timeout,
                 privacy=request.privacy(recipe, schedule.rounds, len(members)),
                 encrypt=request.encrypt,
+                interpolate=share,
             )
         )
     return setups
@@ -306,7 +313,8 @@ def run_place(recipe: Recipe, plans_name: str, request: TrainRequest, group: str
     private = ("-encrypted" if request.encrypt else "") + (
         "" if request.dp_epsilon is None else f"-dp{request.dp_epsilon:g}".replace("+", "")
     )
-    return f"{adaptation}/{group}__{_method_name(recipe, request.learning_rate)}{private}__seed{request.seed}/fold_{request.fold}"
+    method = _method_name(recipe, request.learning_rate) + ("" if request.interpolate is None else f"-interpolate{request.interpolate:g}")
+    return f"{adaptation}/{group}__{method}{private}__seed{request.seed}/fold_{request.fold}"
 
 
 def validation_interval(request: TrainRequest, schedule: RunSchedule) -> int:

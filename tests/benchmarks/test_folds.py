@@ -54,6 +54,20 @@ def test_the_cases_of_several_folds_are_compared_in_pairs_and_runs_are_kept(
     twice = [folds.dice_of(line, "site_a") for line in (both[0], *seeds)]
     assert f"alone {np.mean(twice):.4f}" in capsys.readouterr().out
 
+    before = len(both) + len(last) + len(seeds)
+    capsys.readouterr()
+    monkeypatch.setenv("fedsam_results", str(tmp_path / "longer"))
+    adapted = run("-f", "0", "--adapt_steps", "2", "--adapt_lr", "0.003")[before:]
+    assert [(line["protocol"], line["steps"], line["rate"]) for line in adapted] == [("local", 2, 0.003), ("local", 4, both[0]["rate"])]
+    start = {key: both[1][key] for key in ("steps", "local_steps", "rate", "seed")}
+    assert adapted[0]["start"] == start | {"interpolate": 1.0} and adapted[1]["start"] is None
+    own, later = (folds.dice_of(adapted[which], "site_a").mean() for which in (1, 0))
+    assert f"together {later:.4f}, alone {own:.4f}" in capsys.readouterr().out
+    trained = list(simulation.trained)
+    assert len(run("-f", "0", "--adapt_steps", "2", "--adapt_lr", "0.003")) == before + 2 and simulation.trained == trained
+    half = run("-f", "0", "--adapt_steps", "2", "--adapt_lr", "0.003", "--interpolate", "0.5")[before + 2 :]
+    assert [line["start"] for line in half] == [start | {"interpolate": 0.5}]
+
     dice = {(line["fold"], line["protocol"]): folds.dice_of(line, "site_a") for line in both}
     pooled = [np.concatenate([dice["0", protocol], dice["1", protocol]]).mean() for protocol in ("federated", "local")]
     found = re.search(r"folds 0 1: (\d+) cases, together ([\d.]+), alone ([\d.]+), difference ([+-][\d.]+) \[", shown)

@@ -29,6 +29,7 @@ def refused(capsys: pytest.CaptureFixture[str], command: str) -> str:
         ("-d 1", "-d 1: the full name is needed, such as Dataset001_Demo"),
         (f"-d {NAME} --protocol local", "--protocol local: hospitals train together"),
         (f"-d {NAME} --init folder", "--init: the sites do not have that folder"),
+        (f"-d {NAME} --interpolate 0.5", "--interpolate: for one site that goes on alone"),
         (f"-d {NAME} -r nowhere.toml", "nowhere.toml"),
         (f"-d {NAME} -m sam9", "sam9"),
         (f"-d {NAME} -f 0-inner", "-f 0-inner: each site has its own folds"),
