@@ -101,6 +101,9 @@ def _training(folds: Mapping[str, TrainedFold], records: Mapping[str, TrainingRe
     spent = [f"Fold {fold}, differential privacy of sites: {record.privacy}." for fold, record in records.items() if record.privacy]
     if spent:
         lines.append(" ".join(spent) + " It covers the trained weights alone, not the scores below; several folds or runs add up.")
+    begun = [f"Fold {fold} {record.start}." for fold, record in records.items() if record.start]
+    if begun:
+        lines.append(" ".join(begun) + " Sites, cases and privacy of that model's training are not in this table.")
     versions = next(iter(records.values())).versions
     lines.append("Trained with " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items())) + ".")
     return "## What it was trained on\n\n" + "\n\n".join(lines)

@@ -64,6 +64,19 @@ class PrivacySpent(Document):
         return f"epsilon {self.epsilon:.4g} at delta {self.delta:g} after {self.releases} releases ({noise})"
 
 
+class Start(Document):
+    """The trained model that a training began with (``--init``)."""
+
+    adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """of its adapter's file"""
+    interpolate: float = Field(gt=0, le=1)
+    """how far from it to what was trained the model lies"""
+
+    def __str__(self) -> str:
+        part = "" if self.interpolate == 1 else f", and lies {self.interpolate:g} of the way from it to what was trained"
+        return f"began with the trained adapter of SHA-256 {self.adapter_sha256}{part}"
+
+
 class TrainingRecord(Document):
     """How one fold came about."""
 
@@ -89,6 +102,8 @@ class TrainingRecord(Document):
     """``None``: nothing was scored, or too few cases"""
     privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda value: value is None)
     """left out of the document where no noise was added"""
+    start: Start | None = Field(default=None, exclude_if=lambda value: value is None)
+    """left out of the document where training began with SAM"""
 
     @classmethod
     def from_run(cls, run: Mapping[str, Any], *, train_cases: int | None, traffic: tuple[int, int] | None, floor: int, path: str) -> Self:
@@ -105,7 +120,7 @@ class TrainingRecord(Document):
             FedsamError: a key is missing or of another type.
         """
         kept = {key: run[key] for key in _KEPT if key in run}
-        final = run.get("final")
+        final, start = run.get("final"), run.get("start_sha256", "none")
         return cls.from_dict(
             kept
             | {
@@ -114,6 +129,7 @@ class TrainingRecord(Document):
                 "bytes_down": None if traffic is None else traffic[1],
                 "validation": None if final is None else ValidationScore.from_summary(final, floor),
                 "privacy": run["privacy_spent"] if run.get("privacy") is not None else None,
+                "start": None if start == "none" else {"adapter_sha256": start, "interpolate": run.get("interpolate", 1.0)},
             },
             path=path,
             fix="export the folder as fedsam_train_federated wrote it",

@@ -1,6 +1,7 @@
 """``fedsam_train_federated --init FOLDER --protocol local --interpolate SHARE``: a site's model between the federation's and its own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedsam_pipeline.entrypoints.export_model import main as export_model
 from fedsam_pipeline.entrypoints.train_federated import main
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.trained_files import load_tensors
@@ -54,6 +56,23 @@ def test_what_is_kept_lies_between_the_start_and_what_was_trained(start: Path, t
     assert state["interpolate"] == 0.25 and state["final"]["sites"].keys() == {"site_a"}
     whole_state = json.loads((whole / "run.json").read_text(encoding="utf-8"))
     assert whole_state["interpolate"] == 1 and whole_state["final"]["sites"] != state["final"]["sites"]  # what is kept is what is scored
+
+
+def test_a_model_that_is_handed_on_says_what_it_began_with(start: Path, tmp_path: Path) -> None:
+    assert main([*ALONE, "--init", str(start), "--interpolate", "0.25"]) == 0
+    fold = adapted(tmp_path, "local-site_a__fedavg-lr0.01-interpolate0.25__seed0")
+    begun = json.loads((fold / "run.json").read_text(encoding="utf-8"))["start_sha256"]
+    said = f"Fold 0 began with the trained adapter of SHA-256 {begun}, and lies 0.25 of the way from it to what was trained."
+    for trained, present in ((start, False), (fold, True)):
+        assert export_model(["-m", str(trained.parent), "-o", "model.zip"]) == 0
+        shutil.unpack_archive("model.zip", "unpacked")
+        (card,) = Path("unpacked").rglob("MODEL_CARD.md")
+        (record,) = Path("unpacked").rglob("training.json")
+        assert (said in card.read_text(encoding="utf-8")) is present
+        expected = {"adapter_sha256": begun, "interpolate": 0.25} if present else None
+        assert json.loads(record.read_text(encoding="utf-8")).get("start") == expected
+        shutil.rmtree("unpacked")
+        Path("model.zip").unlink()
 
 
 def test_an_interrupted_run_is_interpolated_once(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
