@@ -41,6 +41,7 @@ from fedsam_pipeline.pipeline.train import train_all
 from fedsam_pipeline.pipeline.train_request import RunSetup, TrainRequest, run_setups
 from fedsam_pipeline.preprocessing.store import CaseStore, store_folder
 from fedsam_pipeline.specs.comparison import Protocol
+from fedsam_pipeline.training.local_trainer import RunSchedule
 
 RESULTS = records.RESULTS / "folds.jsonl"
 PROTOCOLS: tuple[Protocol, ...] = ("federated", "local")
@@ -66,6 +67,8 @@ def main() -> int:
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="train these alone; what misses is left out")
     parser.add_argument("--keep", type=Path, default=RESULTS, help="file of the results")
     arguments = parser.parse_args()
+    if not arguments.adapt_steps and (arguments.adapt_lr or arguments.interpolate):
+        parser.error("--adapt_lr and --interpolate are of the steps of --adapt_steps")
     keep_freed_memory()
     folders, preprocessed = planned_dataset(arguments.d, arguments.p)
     bench = Bench(folders.raw, preprocessed, folders.results, arguments.site, arguments.keep)
@@ -152,17 +155,10 @@ class Bench:
             "fold": run.request.fold,
             "protocol": run.request.protocol,
             "site": self.site if run.request.protocol == "local" else None,
-            **self._schedule(run),
-            "start": None if run.start is None else self._schedule(run.start) | {"interpolate": run.request.interpolate or 1.0},
-        }
-
-    def _schedule(self, run: Run) -> dict[str, Any]:
-        schedule = self._setup(run)[0].schedule
-        return {
-            "steps": schedule.rounds * schedule.local_steps,
-            "local_steps": schedule.local_steps,
-            "rate": schedule.peak_learning_rate,
-            "seed": schedule.seed,
+            **known_as(setup.schedule),
+            "start": None
+            if run.start is None
+            else known_as(self._setup(run.start)[0].schedule) | {"interpolate": run.request.interpolate or 1.0},
         }
 
     def _train(self, run: Run) -> RunSetup:
@@ -173,7 +169,7 @@ class Bench:
         return setup
 
     def _setup(self, run: Run, start: Path | None = None) -> tuple[RunSetup, TrainRequest]:
-        """Of all sites' federation, or of the site alone, and the request with its rounds."""
+        """Of all sites' federation, or of the site alone, with the request and its rounds. Its schedule needs no ``start``."""
         request = replace(run.request, init=start, interpolate=None if start is None else run.request.interpolate)
         planned = self._of_site(run_setups(self.preprocessed, self.results, request))
         request = replace(request, rounds=max(1, run.steps // planned.schedule.local_steps))
@@ -181,6 +177,16 @@ class Bench:
 
     def _of_site(self, setups: list[RunSetup]) -> RunSetup:
         return next(setup for setup in setups if setup.protocol != "local" or setup.sites[0].site == self.site)
+
+
+def known_as(schedule: RunSchedule) -> dict[str, Any]:
+    """The keys of a line that are of the schedule."""
+    return {
+        "steps": schedule.rounds * schedule.local_steps,
+        "local_steps": schedule.local_steps,
+        "rate": schedule.peak_learning_rate,
+        "seed": schedule.seed,
+    }
 
 
 def dice_of(line: dict[str, Any], site: str) -> NDArray[np.float64]:

@@ -55,8 +55,6 @@ USERS_CODES = {
     "state_missing": "--overwrite to start over: this site's folder no longer fits the server's checkpoints",
 }
 """What a user can do about a site's failure, by its code; any other is internal"""
-
-
 _OLDER = {"configuration": "main", "encrypt": False, "interpolate": 1.0}
 """of runs of older versions, which knew no other"""
 

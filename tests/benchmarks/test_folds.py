@@ -67,6 +67,8 @@ def test_the_cases_of_several_folds_are_compared_in_pairs_and_runs_are_kept(
     assert len(run("-f", "0", "--adapt_steps", "2", "--adapt_lr", "0.003")) == before + 2 and simulation.trained == trained
     half = run("-f", "0", "--adapt_steps", "2", "--adapt_lr", "0.003", "--interpolate", "0.5")[before + 2 :]
     assert [line["start"] for line in half] == [start | {"interpolate": 0.5}]
+    with pytest.raises(SystemExit):  # of steps that are not there
+        run("-f", "0", "--interpolate", "0.5")
 
     dice = {(line["fold"], line["protocol"]): folds.dice_of(line, "site_a") for line in both}
     pooled = [np.concatenate([dice["0", protocol], dice["1", protocol]]).mean() for protocol in ("federated", "local")]

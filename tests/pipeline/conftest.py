@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedsam_pipeline.dataset.synthetic import make_demo_dataset
-from tests.pipeline.comparisons import make_planned
+from tests.pipeline.comparisons import DirectSimulation, make_planned
 
 NAME = "Dataset001_Demo"
 
@@ -37,3 +37,14 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv(f"fedsam_{name}", str(folder / name))
         make_planned(folder)
     return folder
+
+
+@pytest.fixture
+def workplace(planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder, empty: its ``results`` take what is trained on the planned dataset, in this process."""
+    for name in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"fedsam_{name}", str(planned / name))
+    monkeypatch.setenv("fedsam_results", str(tmp_path / "results"))
+    monkeypatch.setattr("fedsam_pipeline.pipeline.train.simulate", DirectSimulation())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

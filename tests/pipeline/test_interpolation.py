@@ -15,21 +15,16 @@ from fedsam_pipeline.entrypoints.train_federated import main
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.model.trained_files import load_tensors
 from fedsam_pipeline.pipeline.interpolation import interpolated
-from tests.pipeline.comparisons import NAME, DirectSimulation
+from tests.pipeline.comparisons import NAME
 
 ALONE = ["--protocol", "local", "--rounds", "2", "--lr", "0.01"]
 
 
 @pytest.fixture
-def start(planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def start(workplace: Path) -> Path:
     """The trained fold of a federation."""
-    for name in ("raw", "preprocessed"):
-        monkeypatch.setenv(f"fedsam_{name}", str(planned / name))
-    monkeypatch.setenv("fedsam_results", str(tmp_path / "results"))
-    monkeypatch.setattr("fedsam_pipeline.pipeline.train.simulate", DirectSimulation())
-    monkeypatch.chdir(tmp_path)
     assert main([]) == 0
-    (fold,) = tmp_path.glob(f"results/{NAME}/default__plans__main/federated__*/fold_0")
+    (fold,) = workplace.glob(f"results/{NAME}/default__plans__main/federated__*/fold_0")
     return fold
 
 
@@ -75,7 +70,7 @@ def test_a_model_that_is_handed_on_says_what_it_began_with(start: Path, tmp_path
         Path("model.zip").unlink()
 
 
-def test_an_interrupted_run_is_interpolated_once(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_is_interpolated_once(start: Path, tmp_path: Path) -> None:
     flags = [*ALONE, "--init", str(start), "--interpolate", "0.25"]
     assert main(flags) == 0
     fold = adapted(tmp_path, "local-site_a__fedavg-lr0.01-interpolate0.25__seed0")

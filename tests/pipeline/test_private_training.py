@@ -14,25 +14,15 @@ from fedsam_pipeline.entrypoints.train_federated import main
 from fedsam_pipeline.model.bundle import load_bundle
 from fedsam_pipeline.pipeline.train_request import TrainRequest, run_place
 from fedsam_pipeline.specs.recipe import load_recipe
-from tests.pipeline.comparisons import NAME, DirectSimulation
+from tests.pipeline.comparisons import NAME
 
 PRIVATE = ["--dp_epsilon", "6", "--dp_delta", "1e-3", "--dp_clip", "0.5"]
 
 
-@pytest.fixture
-def root(planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("raw", "preprocessed"):
-        monkeypatch.setenv(f"fedsam_{name}", str(planned / name))
-    monkeypatch.setenv("fedsam_results", str(tmp_path / "results"))
-    monkeypatch.setattr("fedsam_pipeline.pipeline.train.simulate", DirectSimulation())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_a_private_run_says_what_it_spent_everywhere(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_private_run_says_what_it_spent_everywhere(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PRIVATE, "--rounds", "2"]) == 0
     capsys.readouterr()
-    (fold,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0")
+    (fold,) = workplace.glob(f"results/{NAME}/default__plans__main/*/fold_0")
     assert fold.parent.name == "federated__fedavg-equal-int4-dp6__seed0"
     run = json.loads((fold / "run.json").read_text(encoding="utf-8"))
     assert run["privacy"] == {"epsilon": 6.0, "delta": 1e-3, "clip": 0.5}
@@ -54,9 +44,9 @@ def test_a_private_run_says_what_it_spent_everywhere(root: Path, capsys: pytest.
     assert said in page and "not losses and scores" in page
 
 
-def test_a_run_without_noise_says_so(root: Path) -> None:
+def test_a_run_without_noise_says_so(workplace: Path) -> None:
     assert main(["--rounds", "1"]) == 0
-    (fold,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0")
+    (fold,) = workplace.glob(f"results/{NAME}/default__plans__main/*/fold_0")
     assert json.loads((fold / "run.json").read_text(encoding="utf-8"))["privacy_spent"] is None
     assert not (fold / "privacy.json").exists()
     assert report(["-d", "1", "-o", "report.html"]) == 0
@@ -84,21 +74,21 @@ def test_a_run_without_noise_says_so(root: Path) -> None:
     ],
 )
 def test_what_excludes_it_is_refused_before_anything_is_trained(
-    root: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+    workplace: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
 ) -> None:
     assert main(flags) == 2
     assert says in capsys.readouterr().err
-    assert not (root / "results").exists() or not list((root / "results").rglob("run.json"))
+    assert not (workplace / "results").exists() or not list((workplace / "results").rglob("run.json"))
 
 
-def test_a_run_is_not_continued_with_another_budget(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_continued_with_another_budget(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PRIVATE, "--rounds", "1"]) == 0
     assert main([*PRIVATE, "--rounds", "1", "--dp_clip", "0.7", "--c"]) == 2
     assert "the run cannot be continued with other settings" in capsys.readouterr().err
 
 
 def test_hospitals_are_not_asked_for_what_is_refused(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedsam_pipeline.pipeline.submit_federation.submit", lambda _name, _sites, configuration: configuration(("a", "b")))
     assert main(["--superlink", "trial", "-d", NAME, *PRIVATE, "--strategy", "fedavgm", "--weighting", "size"]) == 2
@@ -106,9 +96,9 @@ def test_hospitals_are_not_asked_for_what_is_refused(
     assert main(["--superlink", "trial", "-d", NAME, *PRIVATE]) == 0
 
 
-def test_a_run_that_was_killed_says_what_it_spent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_says_what_it_spent(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_arguments: object, **_named: object) -> None:
-        (path,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0/run.json")
+        (path,) = workplace.glob(f"results/{NAME}/default__plans__main/*/fold_0/run.json")
         seen.append(json.loads(path.read_text(encoding="utf-8")))
         raise SystemExit(9)
 
@@ -118,7 +108,7 @@ def test_a_run_that_was_killed_says_what_it_spent(root: Path, monkeypatch: pytes
         with pytest.raises(SystemExit):
             main([*PRIVATE, "--rounds", "2"])
     assert seen[0]["status"] == "running" and seen[0]["privacy_spent"]["releases"] == 2  # on the disk before anything can kill it
-    (fold,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0")
+    (fold,) = workplace.glob(f"results/{NAME}/default__plans__main/*/fold_0")
     (fold / "run.json").write_text(json.dumps(seen[0] | {"privacy_spent": None}), encoding="utf-8")  # and if it were not
     assert main([*PRIVATE, "--rounds", "2", "--c"]) == 0
     run = json.loads((fold / "run.json").read_text(encoding="utf-8"))
@@ -127,12 +117,12 @@ def test_a_run_that_was_killed_says_what_it_spent(root: Path, monkeypatch: pytes
     assert "Differential privacy of sites: epsilon" in Path("report.html").read_text(encoding="utf-8")
 
 
-def test_overwriting_a_private_run_says_what_it_spent(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwriting_a_private_run_says_what_it_spent(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PRIVATE, "--rounds", "1"]) == 0
     capsys.readouterr()
     assert main([*PRIVATE, "--rounds", "1", "--overwrite"]) == 0
     assert "the run before spent epsilon 6 on these sites; it is forgotten here, and counts all the same" in capsys.readouterr().err
-    (ledger,) = root.glob(f"results/{NAME}/default__plans__main/*/fold_0/privacy.json")
+    (ledger,) = workplace.glob(f"results/{NAME}/default__plans__main/*/fold_0/privacy.json")
     ledger.write_text("{}", encoding="utf-8")
     assert main([*PRIVATE, "--rounds", "1", "--overwrite"]) == 2
     assert "the privacy ledger of the run before cannot be used" in capsys.readouterr().err
